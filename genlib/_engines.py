@@ -1,0 +1,320 @@
+"""What `fit` and `fit_many` train with: one network, or a stack of them behind the same few methods."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from genlib import scale
+from genlib.data import Dataset
+from genlib.network import Network
+
+__all__ = ["Job", "Loss", "Optimizer", "Plan", "Single", "Stack", "Stop", "chunk_size", "per_sample_loss", "scores"]
+
+SampleLoss = Callable[[Tensor, Tensor], Tensor]
+Loss = str | SampleLoss
+Optimizer = str | Callable[[list[Tensor]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When training ends: at a training loss and an accuracy (both, where both are given), or at a cap.
+
+    `loss` and `accuracy` are of the whole training set in evaluation mode, looked at every `every` steps (default: once
+    an epoch, but not before 10 steps). A network that meets them has converged; `epochs` and `steps` cap the others.
+    """
+
+    loss: float | None = None
+    accuracy: float | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    every: int | None = None
+
+    def __post_init__(self):
+        if self.epochs is None and self.steps is None and self.loss is None and self.accuracy is None:
+            raise ValueError("stop never ends training; give at least one of loss, accuracy, epochs and steps")
+        for name in ("loss", "accuracy", "epochs", "steps", "every"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"stop.{name} is {value}; it must be positive")
+        if self.accuracy is not None and self.accuracy > 1:
+            raise ValueError(f"stop.accuracy is {self.accuracy}; it is a share, at most 1")
+
+
+_OPTIMIZERS = {
+    "sgd": lambda params, momentum, **rest: torch.optim.SGD(params, momentum=momentum, **rest),
+    "adam": lambda params, momentum, **rest: torch.optim.Adam(params, betas=(momentum, 0.999), **rest),
+    "rmsprop": lambda params, momentum, **rest: torch.optim.RMSprop(params, momentum=momentum, **rest),
+    "lbfgs": lambda params, lr, **_: torch.optim.LBFGS(params, lr=lr, line_search_fn="strong_wolfe"),
+}
+_LOSSES = {
+    "cross_entropy": lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"),
+    "mse": lambda logits, labels: (logits - F.one_hot(labels, logits.shape[-1])).square().mean(-1),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all networks of a training share."""
+
+    optimizer: Optimizer
+    momentum: float
+    batch_size: int | None
+    loss: Loss
+    schedule: Callable[[float], float] | None
+    augment: Callable[[Tensor], Tensor] | None
+    track_test: bool
+    checkpoint: str | Path | None
+
+    def __post_init__(self):
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be positive, or None for the full batch")
+        if not callable(self.optimizer) and self.optimizer not in _OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}; choose {', '.join(_OPTIMIZERS)}, or give a function")
+        if self.optimizer == "lbfgs" and self.batch_size is not None:
+            raise ValueError("optimizer lbfgs needs the full batch; leave batch_size at None")
+        per_sample_loss(self.loss)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What each network has of its own."""
+
+    module: nn.Module
+    dataset: Dataset
+    lr: float
+    weight_decay: float
+    stop: Stop
+    seed: int
+
+    def __post_init__(self):
+        if len(self.dataset) == 0:
+            raise ValueError("dataset has no training samples")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; it must be positive")
+
+    @property
+    def streamed(self) -> bool:
+        return not isinstance(self.dataset.inputs, Tensor)
+
+    @property
+    def has_target(self) -> bool:
+        return self.stop.loss is not None or self.stop.accuracy is not None
+
+    def last_step(self, steps_an_epoch: int) -> float:
+        caps = [self.stop.steps, self.stop.epochs and self.stop.epochs * steps_an_epoch, 2 if scale.dry_run() else None]
+        return min((cap for cap in caps if cap is not None), default=math.inf)
+
+    def converged(self, loss: float, accuracy: float) -> bool:
+        loss_met = self.stop.loss is None or loss <= self.stop.loss
+        return loss_met and (self.stop.accuracy is None or accuracy >= self.stop.accuracy)
+
+
+class Single:
+    """One network with torch's own optimizer. Batches, losses and scores have a leading model axis of length one."""
+
+    def __init__(self, jobs: Sequence[Job], plan: Plan):
+        (job,) = jobs
+        self.plan, self.dataset = plan, job.dataset
+        self.module = copy.deepcopy(job.module).to(job.dataset.device)
+        params = [p for p in self.module.parameters() if p.requires_grad]
+        if callable(plan.optimizer):
+            self.optimizer = plan.optimizer(params)
+        else:
+            build = _OPTIMIZERS[plan.optimizer]
+            self.optimizer = build(params, lr=job.lr, momentum=plan.momentum, weight_decay=job.weight_decay)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+
+    def minibatches(self, orders: list[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
+        if orders is None:
+            batches = [(self.dataset.inputs, self.dataset.labels)]
+        else:
+            batches = self.dataset.minibatches(orders[0], self.plan.batch_size or len(self.dataset))
+        return ((inputs[None], labels[None]) for inputs, labels in batches)
+
+    def in_order(self, *, test: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        size = chunk_size(1, self.dataset.input_shape)
+        every = torch.arange(len(self.dataset), device=self.dataset.device)
+        batches = self.dataset.test_minibatches(size) if test else self.dataset.minibatches(every, size)
+        return ((inputs[None], labels[None]) for inputs, labels in batches)
+
+    def logits(self, inputs: Float[Tensor, "1 samples ..."]) -> Float[Tensor, "1 samples classes"]:
+        return self.module(inputs[0])[None]
+
+    def step(self, inputs: Tensor, labels: Tensor, loss: SampleLoss, factor: float) -> Float[Tensor, " 1"]:
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            mean = loss(self.module(inputs[0]), labels[0]).mean()
+            mean.backward()
+            return mean
+
+        return self.optimizer.step(closure).detach()[None]
+
+    def train(self, training: bool) -> None:
+        self.module.train(training)
+
+    def keep(self, rows: list[int]) -> None:
+        """One network leaves only when all is over."""
+
+    def trained(self, row: int) -> nn.Module:
+        return self.module
+
+    def state(self) -> dict:
+        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict) -> None:
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class Stack:
+    """Same-shaped networks, with a leading model axis on parameters, optimizer state and batches.
+
+    torch's optimizers treat every element alike, so one serves the whole stack. Their updates are proportional to the
+    learning rate, so where rates differ a step of rate 1 is taken and each network goes its share of the way.
+    """
+
+    def __init__(self, jobs: Sequence[Job], plan: Plan):
+        if len({len(job.dataset) for job in jobs}) > 1:
+            raise ValueError("datasets are of different sizes; stack each size by itself, or pass stacked=False")
+        self.plan, self.jobs = plan, list(jobs)
+        device = jobs[0].dataset.device
+        self.network = Network.stack([job.module for job in jobs])
+        self.network.module.to(device)
+        self.params = {name: p.to(device).requires_grad_() for name, p in self.network.params.items()}
+        self.buffers = {name: b.to(device) for name, b in self.network.buffers.items()}
+        self.per_model = {
+            key: torch.tensor(values, device=device)
+            for key in ("lr", "weight_decay")
+            if len(set(values := [getattr(job, key) for job in jobs])) > 1
+        }
+        self.rate = 1.0 if "lr" in self.per_model else jobs[0].lr
+        self.optimizer = _OPTIMIZERS[plan.optimizer](
+            list(self.params.values()),
+            lr=self.rate,
+            momentum=plan.momentum,
+            weight_decay=0.0 if "weight_decay" in self.per_model else jobs[0].weight_decay,
+        )
+        self._lay_out_data()
+
+    def _lay_out_data(self) -> None:
+        datasets = [job.dataset for job in self.jobs]
+        self.inputs, self.labels = _stack([d.inputs for d in datasets]), _stack([d.labels for d in datasets])
+        if self.plan.track_test:
+            self.test_inputs = _stack([d.test_inputs for d in datasets])
+            self.test_labels = _stack([d.test_labels for d in datasets])
+
+    def minibatches(self, orders: list[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
+        if orders is None:
+            yield self.inputs, self.labels
+            return
+        all_inputs, all_labels = self.inputs, self.labels  # `keep` may change them before this epoch ends
+        order, row = torch.stack(orders), torch.arange(len(all_labels), device=all_labels.device)[:, None]
+        size = self.plan.batch_size
+        # One gather serves many steps, as long as it stays under 64 MB.
+        block = size * max(1, 2**24 // (size * len(all_labels) * all_inputs[0, 0].numel()))
+        for index in order.split(block, dim=1):
+            inputs, labels = all_inputs[row, index], all_labels[row, index]
+            yield from zip(inputs.split(size, dim=1), labels.split(size, dim=1), strict=True)
+
+    def in_order(self, *, test: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        inputs, labels = (self.test_inputs, self.test_labels) if test else (self.inputs, self.labels)
+        size = chunk_size(len(labels), inputs.shape[2:])
+        return zip(inputs.split(size, dim=1), labels.split(size, dim=1), strict=True)
+
+    def logits(self, inputs: Float[Tensor, "models samples ..."]) -> Float[Tensor, "models samples classes"]:
+        return self.network.apply(self.params, inputs, buffers=self.buffers, inputs_of_each=True)
+
+    def step(self, inputs: Tensor, labels: Tensor, loss: SampleLoss, factor: float) -> Float[Tensor, " models"]:
+        params, each = list(self.params.values()), losses_of(self.logits(inputs), labels, loss).mean(1)
+        for param, grad in zip(params, torch.autograd.grad(each.sum(), params), strict=True):
+            param.grad = grad
+        self.optimizer.param_groups[0]["lr"] = self.rate * factor
+        with torch.no_grad():
+            if "weight_decay" in self.per_model:
+                for param in params:
+                    param.grad.addcmul_(param, _over_models(self.per_model["weight_decay"], param))
+            before = [param.clone() for param in params] if "lr" in self.per_model else []
+            self.optimizer.step()
+            for old, param in zip(before, params, strict=False):
+                param.copy_(old.lerp_(param, _over_models(self.per_model["lr"], param)))
+        return each.detach()
+
+    def train(self, training: bool) -> None:
+        self.network.module.train(training)
+
+    def keep(self, rows: list[int]) -> None:
+        self.jobs = [self.jobs[row] for row in rows]
+        state, kept = self.optimizer.state, {}
+        for name, param in self.params.items():
+            self.params[name] = param.detach()[rows].requires_grad_()
+            moments = state.pop(param, {})
+            kept[self.params[name]] = {k: v[rows] if v.dim() else v for k, v in moments.items() if v is not None}
+        state.update(kept)
+        self.optimizer.param_groups[0]["params"] = list(self.params.values())
+        self.buffers = {name: b[rows] for name, b in self.buffers.items()}
+        self.per_model = {key: value[rows] for key, value in self.per_model.items()}
+        self._lay_out_data()
+
+    def trained(self, row: int) -> nn.Module:
+        module = copy.deepcopy(self.jobs[row].module).to(self.labels.device)
+        module.load_state_dict({n: t.detach()[row] for n, t in {**self.params, **self.buffers}.items()}, strict=False)
+        return module
+
+    def state(self) -> dict:
+        tensors = {n: t.detach() for n, t in {**self.params, **self.buffers}.items()}
+        return {"tensors": tensors, "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict) -> None:
+        for name, tensor in {**self.params, **self.buffers}.items():
+            tensor.data.copy_(state["tensors"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def per_sample_loss(loss: Loss) -> SampleLoss:
+    """The function from logits and labels to one loss a sample that `loss` names."""
+    if not callable(loss) and loss not in _LOSSES:
+        raise ValueError(f"loss is {loss!r}; choose {' or '.join(_LOSSES)}, or give a function to one loss a sample")
+    return loss if callable(loss) else _LOSSES[loss]
+
+
+def losses_of(logits: Tensor, labels: Tensor, loss: SampleLoss) -> Float[Tensor, "models samples"]:
+    """One loss a network and sample."""
+    return loss(logits.flatten(0, 1), labels.flatten()).view(labels.shape)
+
+
+@torch.no_grad()
+def scores(
+    logits: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], loss: SampleLoss
+) -> Float[Tensor, "2 models"]:
+    """Mean loss and accuracy of each network over all batches."""
+    total, samples = 0.0, 0
+    for inputs, labels in batches:
+        z = logits(inputs)
+        parts = [losses_of(z, labels, loss), (z.argmax(-1) == labels).to(z.dtype)]
+        total, samples = total + torch.stack([part.double().sum(1) for part in parts]), samples + labels.shape[1]
+    return total / samples
+
+
+def chunk_size(models: int, input_shape: Sequence[int]) -> int:
+    """How many samples an evaluation takes at a time: 64 MB of inputs, at most 4,096 samples."""
+    return max(1, min(4096, 2**24 // (models * math.prod(input_shape))))
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """One tensor with a leading model axis; what all networks share takes no memory of its own."""
+    if all(tensor is tensors[0] for tensor in tensors):
+        return tensors[0].expand(len(tensors), *tensors[0].shape)
+    return torch.stack(tensors)
+
+
+def _over_models(values: Float[Tensor, " models"], like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))

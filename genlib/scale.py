@@ -1,0 +1,108 @@
+"""The book's knobs: how large, from which seed, on which device. The only module that reads the environment."""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import torch
+
+__all__ = ["banner", "cache_directory", "device", "dry_run", "recording", "scale", "seeds", "settings", "sources_hash"]
+
+SCALES = ("small", "gpu", "paper")
+
+
+def scale() -> str:
+    """The scale of this run, from `GENLIB_SCALE`: `small` (default), `gpu` or `paper`."""
+    name = os.environ.get("GENLIB_SCALE") or "small"
+    if name not in SCALES:
+        raise ValueError(f"GENLIB_SCALE is {name!r}; set it to one of {', '.join(SCALES)}")
+    return name
+
+
+def seed_block() -> int:
+    """The block of seeds of this run, from `GENLIB_SEED` (default 0)."""
+    text = os.environ.get("GENLIB_SEED") or "0"
+    try:
+        block = int(text)
+    except ValueError:
+        raise ValueError(f"GENLIB_SEED is {text!r}; set it to a whole number, such as 1") from None
+    if block < 0:
+        raise ValueError(f"GENLIB_SEED is {block}; set it to a whole number that is not negative")
+    return block
+
+
+def seeds(count: int) -> list[int]:
+    """`count` seeds, 1000·GENLIB_SEED + 0 … count-1: the blocks of two values of GENLIB_SEED never overlap."""
+    if not 1 <= count <= 1000:
+        raise ValueError(f"count is {count}; a block holds 1 to 1000 seeds")
+    return [1000 * seed_block() + i for i in range(count)]
+
+
+def dry_run() -> bool:
+    """Whether `GENLIB_DRY_RUN` asks for two training steps and a few rows of data, to try the code alone."""
+    return _flag("GENLIB_DRY_RUN")
+
+
+def recording() -> bool:
+    """Whether `GENLIB_RECORD` asks to write the claims' records rather than to compare with them."""
+    return _flag("GENLIB_RECORD")
+
+
+def device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cache_directory() -> Path:
+    """Where finished work is kept: `GENLIB_CACHE` (default `.cache`), then a folder for these sources of genlib.
+
+    On Colab with Drive mounted the default is a folder on the Drive, which outlives the machine.
+    """
+    drive = Path("/content/drive/MyDrive")
+    default = drive / "genlib-cache" if on_colab() and drive.is_dir() else Path(".cache")
+    return Path(os.environ.get("GENLIB_CACHE") or default).expanduser().absolute() / sources_hash()
+
+
+def settings(*, small: dict, gpu: dict, paper: dict) -> SimpleNamespace:
+    """The settings of this run's scale, out of three columns with the same rows.
+
+    `.table` holds all three side by side, for the reader. A row missing in one column is a ValueError.
+    """
+    columns = {"small": small, "gpu": gpu, "paper": paper}
+    for name, column in columns.items():
+        if missing := sorted(set().union(*columns.values()) - set(column)):
+            raise ValueError(f"settings: {name} lacks {', '.join(missing)}; every scale names every setting")
+    table = pd.DataFrame(columns, dtype=object)
+    return SimpleNamespace(**columns[scale()], table=table)
+
+
+def banner() -> str:
+    """One line that says what this run is: scale, seeds, device, and whether it is a dry run."""
+    where = device()
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    dry = " · DRY RUN: two steps a training, nothing below means anything" if dry_run() else ""
+    kept = ""
+    if on_colab() and not Path("/content/drive/MyDrive").is_dir():
+        kept = " · finished work is kept on this machine only: mount Drive to keep it through a disconnect"
+    return f"scale {scale()} · seeds {seeds(1)[0]}… · {name}{kept}{dry}"
+
+
+def on_colab() -> bool:
+    """Whether this is a Colab runtime."""
+    return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
+
+
+def _flag(name: str) -> bool:
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{name} is {value!r}; set it to 1 or 0")
+    return value == "1"
+
+
+def sources_hash() -> str:
+    """A name for the state of genlib's sources: work that was kept by other sources is not taken up."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]

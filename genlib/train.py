@@ -1,0 +1,255 @@
+"""Training: `fit` one network, `fit_many` a stack of them at once. Data lives on the device as tensors."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from genlib._checkpoint import Checkpoint, Fate, State
+from genlib._engines import Job, Loss, Optimizer, Plan, Single, Stack, Stop, chunk_size, per_sample_loss, scores
+from genlib.data import Dataset
+from genlib.network import Network
+from genlib.progress import progress
+
+__all__ = ["Run", "Runs", "Stop", "evaluate", "fit", "fit_many"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that ended: `module` (trained, a copy), `initial` (its start), and what happened between.
+
+    `history` has one row a check: step, epoch, seconds, loss, accuracy, and on request test_loss, test_accuracy.
+    `converged` says whether the stopping targets were met (True where there were none), `diverged_at` the step at
+    which the loss stopped being finite, or None.
+    """
+
+    module: nn.Module
+    initial: nn.Module
+    history: pd.DataFrame
+    converged: bool
+    steps: int
+    seconds: float
+    diverged_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Runs(Sequence):
+    """The runs of a stack, in the order of its modules."""
+
+    runs: tuple[Run, ...]
+
+    def __getitem__(self, index):
+        return self.runs[index]
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The trained modules."""
+        return [run.module for run in self.runs]
+
+    @property
+    def converged(self) -> np.ndarray:
+        """Which of them met their stopping targets."""
+        return np.array([run.converged for run in self.runs])
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """All histories under one another, with a column `model`."""
+        return pd.concat([run.history.assign(model=i) for i, run in enumerate(self.runs)], ignore_index=True)
+
+
+def fit(
+    module: nn.Module,
+    dataset: Dataset,
+    *,
+    lr: float,
+    stop: Stop,
+    optimizer: Optimizer = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    batch_size: int | None = None,
+    loss: Loss = "cross_entropy",
+    schedule: Callable[[float], float] | None = None,
+    augment: Callable[[Tensor], Tensor] | None = None,
+    track_test: bool = False,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+) -> Run:
+    """Train a copy of `module` and say how it went; the module itself is left as it was.
+
+    `optimizer` is sgd, adam, rmsprop, lbfgs or a function from parameters to a torch optimizer; `momentum` is Adam's
+    β₁. `batch_size` None is the full batch. `loss` is cross_entropy, mse (to one-hot targets) or a function from logits
+    and labels to one loss a sample. `schedule` maps the epoch, a float, to a factor on lr; `augment` a batch of inputs
+    to another. `checkpoint` is a folder: a training that was killed goes on from its last saved epoch, bit for bit, and
+    one that had ended is read from there. Cost a step: 3 forward passes over the batch; a check: 1 over the data.
+    Raises FloatingPointError, with the step, when the loss is no longer finite.
+    """
+    plan = Plan(optimizer, momentum, batch_size, loss, schedule, augment, track_test, checkpoint)
+    run = _train([Job(module, dataset, lr, weight_decay, stop, seed)], plan, Single)[0]
+    if run.diverged_at is not None:
+        raise FloatingPointError(f"the loss is not finite at step {run.diverged_at}; lower lr ({lr}) or check the data")
+    return run
+
+
+def fit_many(
+    modules: Sequence[nn.Module],
+    datasets: Dataset | Sequence[Dataset],
+    *,
+    lr: float | Sequence[float],
+    stop: Stop | Sequence[Stop],
+    optimizer: Optimizer = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float | Sequence[float] = 0.0,
+    batch_size: int | None = None,
+    loss: Loss = "cross_entropy",
+    schedule: Callable[[float], float] | None = None,
+    augment: Callable[[Tensor], Tensor] | None = None,
+    track_test: bool = False,
+    checkpoint: str | Path | None = None,
+    seed: int | Sequence[int] | None = None,
+    stacked: bool | None = None,
+) -> Runs:
+    """Train copies of many same-shaped modules at once, each as `fit` would with its seed.
+
+    `datasets`, `lr`, `weight_decay`, `stop` and `seed` (default 0, 1, …) are one for all or one a module; the data sets
+    of a stack are of one size. A network that stops or diverges leaves the stack: look at `converged`, `diverged_at`.
+    Where a loop is faster (convolutions and wide layers on a CPU) or needed (L-BFGS, an optimizer of your own, streamed
+    data) it loops; `stacked` overrules the choice. The rest is as in `fit`.
+    """
+    modules = list(modules)
+    Network.stack(modules)  # refuses networks of different shapes, whichever way they are trained
+    plan = Plan(optimizer, momentum, batch_size, loss, schedule, augment, track_test, checkpoint)
+    columns = {"datasets": datasets, "lr": lr, "weight_decay": weight_decay, "stop": stop, "seed": seed}
+    columns["seed"] = range(len(modules)) if seed is None else seed
+    rows = zip(modules, *(_one_each(len(modules), *column) for column in columns.items()), strict=True)
+    jobs = [Job(*row) for row in rows]
+    must_loop = callable(optimizer) or optimizer == "lbfgs" or any(job.streamed for job in jobs)
+    if stacked and must_loop:
+        raise ValueError("stacked is True, but L-BFGS, optimizers of your own and streamed data train one by one")
+    if must_loop or stacked is False or (stacked is None and _loop_is_faster(jobs[0])):
+        return Runs(tuple(_train([job], plan, Single)[0] for job in progress(jobs, what="networks")))
+    return Runs(tuple(_train(jobs, plan, Stack)))
+
+
+@torch.no_grad()
+def evaluate(
+    module: nn.Module, inputs: Tensor, labels: Int[Tensor, " samples"], *, loss: Loss = "cross_entropy"
+) -> tuple[float, float]:
+    """Mean loss and accuracy of a module in evaluation mode, the mode put back. Cost: 1 forward pass."""
+    if len(inputs) == 0 or len(inputs) != len(labels):
+        raise ValueError(f"inputs and labels hold {len(inputs)} and {len(labels)} samples; give one label an input")
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    size = chunk_size(1, inputs.shape[1:])
+    batches = ((x[None], y[None]) for x, y in zip(inputs.split(size), labels.split(size), strict=True))
+    both = scores(lambda x: module(x[0])[None], batches, per_sample_loss(loss))
+    for part, training in modes.items():
+        part.training = training
+    mean_loss, accuracy = both.flatten().tolist()
+    return mean_loss, accuracy
+
+
+def _train(jobs: Sequence[Job], plan: Plan, engine_type: type[Single] | type[Stack]) -> list[Run]:
+    """The one training loop: each network trains until its targets, its cap, or a loss that isn't finite."""
+    device, samples = jobs[0].dataset.device, len(jobs[0].dataset)
+    steps_an_epoch = math.ceil(samples / (plan.batch_size or samples))
+    caps = [job.last_step(steps_an_epoch) for job in jobs]
+    if len({job.stop.every for job in jobs}) > 1:
+        raise ValueError("stop.every differs between the networks of a stack; look at all of them after the same steps")
+    every = jobs[0].stop.every or max(steps_an_epoch, 10)
+    loss, checkpoint = per_sample_loss(plan.loss), Checkpoint(jobs, plan)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), progress(what="steps") as line:
+        torch.manual_seed(jobs[0].seed)  # for dropout and augmentation; shuffling has generators of its own
+        state = State(engine_type(jobs, plan), [Fate() for _ in jobs], [_generator(job) for job in jobs])
+        checkpoint.load(state)
+        while state.active:
+            orders = None
+            if plan.batch_size is not None or jobs[0].streamed:
+                orders = [torch.randperm(samples, generator=state.generators[i], device=device) for i in state.active]
+            rows = list(range(len(state.active)))  # of this epoch's batches: those of the networks still there
+            state.engine.train(True)
+            for inputs, labels in state.engine.minibatches(orders):
+                if len(rows) < len(inputs):
+                    inputs, labels = inputs[rows], labels[rows]
+                if plan.augment is not None:
+                    inputs = plan.augment(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+                factor = 1.0 if plan.schedule is None else plan.schedule(state.step / steps_an_epoch)
+                state.recent.append(state.engine.step(inputs, labels, loss, factor))
+                state.step += 1
+                line.update()
+                if state.step % every == 0 or any(state.step >= caps[i] for i in state.active):
+                    stay = _check(state, jobs, plan, caps, state.step / steps_an_epoch)
+                    rows = [rows[k] for k in stay]
+                    if not rows:
+                        break
+                    state.engine.train(True)
+            checkpoint.save(state)
+    return [_run(job, fate) for job, fate in zip(jobs, state.fates, strict=True)]
+
+
+def _check(state: State, jobs: Sequence[Job], plan: Plan, caps: Sequence[float], epoch: float) -> list[int]:
+    """Measure all networks of the engine, end those that are done, and say which rows of the engine stay."""
+    engine, loss = state.engine, per_sample_loss(plan.loss)
+    engine.train(False)
+    columns = [*scores(engine.logits, engine.in_order(test=False), loss)]
+    if plan.track_test:
+        columns += [*scores(engine.logits, engine.in_order(test=True), loss)]
+    bad = ~torch.stack(state.recent).isfinite()
+    columns.append(torch.where(bad.any(0), bad.int().argmax(0), -1))
+    stay, names = [], ("loss", "accuracy", "test_loss", "test_accuracy")[: len(columns) - 1]
+    for row, (*values, first_bad) in enumerate(torch.stack(columns, 1).tolist()):  # the one host read of a check
+        index = state.active[row]
+        fate = state.fates[index]
+        fate.steps, fate.seconds = state.step, state.seconds
+        fate.history.append(
+            {"step": state.step, "epoch": epoch, "seconds": fate.seconds, **dict(zip(names, values, strict=True))}
+        )
+        if first_bad >= 0 or not math.isfinite(values[0]):
+            fate.diverged_at = state.step - len(state.recent) + max(int(first_bad), 0) + 1
+        else:
+            fate.converged = jobs[index].converged(*values[:2])
+        if fate.diverged_at or state.step >= caps[index] or (fate.converged and jobs[index].has_target):
+            fate.state = {name: tensor.clone() for name, tensor in engine.trained(row).state_dict().items()}
+        else:
+            stay.append(row)
+    state.recent = []
+    if stay and len(stay) < len(state.active):
+        engine.keep(stay)
+    state.active = [state.active[row] for row in stay]
+    return stay
+
+
+def _run(job: Job, fate: Fate) -> Run:
+    module = copy.deepcopy(job.module).to(job.dataset.device)
+    module.load_state_dict(fate.state)
+    history = pd.DataFrame(fate.history)
+    ended = fate.converged, fate.steps, fate.seconds, fate.diverged_at
+    return Run(module.train(False), copy.deepcopy(job.module).train(False), history, *ended)
+
+
+def _one_each(count: int, name: str, value) -> list:
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * count
+    if len(values) != count:
+        raise ValueError(f"{name} holds {len(values)} values for {count} modules; give one for all or one a module")
+    return values
+
+
+def _loop_is_faster(job: Job) -> bool:
+    """Convolutions and wide layers fill a CPU by themselves; a GPU gains from every stack that fits."""
+    if job.dataset.device.type != "cpu":
+        return False
+    wide = max((p.numel() for p in job.module.parameters()), default=0) > 2**14
+    return wide or any(isinstance(part, nn.modules.conv._ConvNd) for part in job.module.modules())
+
+
+def _generator(job: Job) -> torch.Generator:
+    return torch.Generator(job.dataset.device).manual_seed(job.seed)
