@@ -22,7 +22,7 @@ SECONDS_BETWEEN_SAVES = 10.0
 class Fate:
     """What became of one network so far; `state` holds its weights once it has ended."""
 
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float | int]] = field(default_factory=list)
     converged: bool = False
     steps: int = 0
     seconds: float = 0.0

@@ -106,7 +106,7 @@ class Job:
     def has_target(self) -> bool:
         return self.stop.loss is not None or self.stop.accuracy is not None
 
-    def last_step(self, steps_an_epoch: int) -> float:
+    def last_step(self, steps_an_epoch: int) -> float | int:
         caps = [self.stop.steps, self.stop.epochs and self.stop.epochs * steps_an_epoch, 2 if scale.dry_run() else None]
         return min((cap for cap in caps if cap is not None), default=math.inf)
 

@@ -204,7 +204,11 @@ def _dense_steps(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
     """The layers of a Sequential that holds nothing but dense and elementwise layers, else None."""
     if not isinstance(module, nn.Sequential):
         return None
-    steps = [(name, layer) for name, layer in module.named_children() if type(layer) is not nn.Flatten]
+    steps = [
+        (name, layer)
+        for name, layer in module.named_children()
+        if not (type(layer) is nn.Flatten and layer.start_dim == 1)
+    ]
     dense = all(type(layer) is nn.Linear or type(layer) in _ELEMENTWISE for _, layer in steps)
     return steps if dense else None
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
+from joblib import Parallel, delayed
 from torch import Tensor, nn
 
 from genlib._checkpoint import Checkpoint, Fate, State
@@ -117,13 +118,15 @@ def fit_many(
     checkpoint: str | Path | None = None,
     seed: int | Sequence[int] | None = None,
     stacked: bool | None = None,
+    workers: int = 1,
 ) -> Runs:
     """Train copies of many same-shaped modules at once, each as `fit` would with its seed.
 
     `datasets`, `lr`, `weight_decay`, `stop` and `seed` (default 0, 1, …) are one for all or one a module; the data sets
     of a stack are of one size. A network that stops or diverges leaves the stack: look at `converged`, `diverged_at`.
     Where a loop is faster (convolutions and wide layers on a CPU) or needed (L-BFGS, an optimizer of your own, streamed
-    data) it loops; `stacked` overrules the choice. The rest is as in `fit`.
+    data) it loops, over that many `workers` (processes of one thread each); `stacked` overrules the choice. The rest is
+    as in `fit`.
     """
     modules = list(modules)
     Network.stack(modules)  # refuses networks of different shapes, whichever way they are trained
@@ -136,7 +139,8 @@ def fit_many(
     if stacked and must_loop:
         raise ValueError("stacked is True, but L-BFGS, optimizers of your own and streamed data train one by one")
     if must_loop or stacked is False or (stacked is None and _loop_is_faster(jobs[0])):
-        return Runs(tuple(_train([job], plan, Single)[0] for job in progress(jobs, what="networks")))
+        one_by_one = Parallel(n_jobs=workers, return_as="generator")(delayed(_train_one)(job, plan) for job in jobs)
+        return Runs(tuple(progress(one_by_one, total=len(jobs), what="networks")))
     return Runs(tuple(_train(jobs, plan, Stack)))
 
 
@@ -156,6 +160,10 @@ def evaluate(
         part.training = training
     mean_loss, accuracy = both.flatten().tolist()
     return mean_loss, accuracy
+
+
+def _train_one(job: Job, plan: Plan) -> Run:
+    return _train([job], plan, Single)[0]
 
 
 def _train(jobs: Sequence[Job], plan: Plan, engine_type: type[Single] | type[Stack]) -> list[Run]:
@@ -196,7 +204,7 @@ def _train(jobs: Sequence[Job], plan: Plan, engine_type: type[Single] | type[Sta
     return [_run(job, fate) for job, fate in zip(jobs, state.fates, strict=True)]
 
 
-def _check(state: State, jobs: Sequence[Job], plan: Plan, caps: Sequence[float], epoch: float) -> list[int]:
+def _check(state: State, jobs: Sequence[Job], plan: Plan, caps: Sequence[float | int], epoch: float) -> list[int]:
     """Measure all networks of the engine, end those that are done, and say which rows of the engine stay."""
     engine, loss = state.engine, per_sample_loss(plan.loss)
     engine.train(False)

@@ -1,0 +1,390 @@
+"""The papers' architectures, each with its published number of parameters, drawn from a seed."""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from numbers import Integral
+
+import torch
+from jaxtyping import Float
+from scipy.linalg import solve_triangular
+from torch import Tensor, nn
+
+__all__ = [
+    "MemorizingNetwork",
+    "build",
+    "deep_memorizing_network",
+    "inception_v3",
+    "memorizing_network",
+    "mlp",
+    "small_alexnet",
+    "small_inception",
+    "vgg",
+]
+
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardtanh": nn.Hardtanh,
+    "hardsigmoid": nn.Hardsigmoid,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+}
+NORMALIZATIONS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+
+
+def mlp(
+    inputs: int,
+    classes: int,
+    *,
+    width: int = 512,
+    depth: int = 1,
+    activation: str = "relu",
+    normalization: str | None = None,
+    dropout: float = 0.0,
+    initialization: str = "default",
+    init_scale: float = 1.0,
+    bias: bool = True,
+    seed: int = 0,
+) -> nn.Sequential:
+    """A dense network with `depth` hidden layers of `width` units; depth 0 is a linear model.
+
+    A hidden layer is Linear, normalization (None, `batch`, `layer`), activation, dropout; images are flattened first.
+    `activation`: relu, relu6, hardtanh, hardsigmoid, tanh, softplus. `initialization`: `default`, which is torch's,
+    weights and biases uniform in ±1/√fan_in; `xavier` and `he`, normal with zero biases. `init_scale` multiplies
+    the weights, not the biases. Inputs [samples, …] with `inputs` numbers a sample; logits [samples, classes].
+    """
+    _at_least(1, inputs=inputs, classes=classes, width=width)
+    _at_least(0, depth=depth)
+    _one_of("activation", activation, ACTIVATIONS)
+    if normalization is not None:
+        _one_of("normalization", normalization, NORMALIZATIONS)
+    _share("dropout", dropout)
+    if not 0 < init_scale < math.inf:
+        raise ValueError(f"init_scale is {init_scale}; it must be positive and finite")
+    with _drawn_from(seed):
+        layers: list[nn.Module] = [nn.Flatten()]
+        for fan_in in [inputs, *[width] * (depth - 1)][:depth]:
+            layers.append(nn.Linear(fan_in, width, bias=bias))
+            if normalization is not None:
+                layers.append(NORMALIZATIONS[normalization](width))
+            layers.append(ACTIVATIONS[activation]())
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        layers.append(nn.Linear(width if depth else inputs, classes, bias=bias))
+        return _initialized(nn.Sequential(*layers), initialization, init_scale)
+
+
+def small_inception(
+    classes: int = 10, *, input_shape: tuple[int, ...] = (3, 28, 28), batch_norm: bool = True, seed: int = 0
+) -> nn.Sequential:
+    """The small Inception of Zhang et al. (2017): 1,649,402 parameters on 28×28×3, with BatchNorm or without.
+
+    A unit is a convolution, BatchNorm and ReLU. Their count has one offset a channel, so here BatchNorm has a trained
+    shift and a scale fixed at one (a buffer), and the convolution before it no bias. Without BatchNorm the
+    convolutions have biases: the same count. Weights are He-normal, offsets zero. The head averages over all pixels.
+    """
+
+    def unit(fan_in: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
+        conv = nn.Conv2d(fan_in, out, kernel, stride, padding=kernel // 2, bias=not batch_norm)
+        return nn.Sequential(conv, *([_shift_only(nn.BatchNorm2d(out))] if batch_norm else []), nn.ReLU())
+
+    def inception(fan_in: int, ones: int, threes: int) -> nn.Module:
+        return _Side(unit(fan_in, ones, 1), unit(fan_in, threes, 3))
+
+    def downsample(fan_in: int, out: int) -> nn.Module:
+        return _Side(unit(fan_in, out, 3, stride=2), nn.MaxPool2d(3, 2, padding=1))
+
+    _at_least(1, classes=classes)
+    _image(input_shape, smallest=1)
+    with _drawn_from(seed):
+        network = nn.Sequential(
+            unit(input_shape[0], 96, 3),
+            inception(96, 32, 32),
+            inception(64, 32, 48),
+            downsample(80, 80),
+            inception(160, 112, 48),
+            inception(160, 96, 64),
+            inception(160, 80, 80),
+            inception(160, 48, 96),
+            downsample(144, 96),
+            inception(240, 176, 160),
+            inception(336, 176, 160),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(336, classes),
+        )
+        return _initialized(network, "he")
+
+
+def small_alexnet(classes: int = 10, *, input_shape: tuple[int, ...] = (3, 28, 28), seed: int = 0) -> nn.Sequential:
+    """The small Alexnet of Zhang et al. (2017): 1,387,786 parameters on 28×28×3.
+
+    Twice 5×5 convolution (64), ReLU, 3×3 max-pool of stride 2, local response normalization; then dense layers of
+    384, 192 and `classes`. Their table doesn't give the normalization's constants; here size 9, alpha 0.001, beta 0.75.
+    Weights and biases are torch's default.
+    """
+    _at_least(1, classes=classes)
+    channels, height, width = _image(input_shape, smallest=1)
+    with _drawn_from(seed):
+        stages = []
+        for fan_in in (channels, 64):
+            stages += [nn.Conv2d(fan_in, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
+            stages += [nn.LocalResponseNorm(9, alpha=1e-3, beta=0.75, k=1.0)]
+        features = 64 * math.ceil(height / 4) * math.ceil(width / 4)
+        dense = [nn.Linear(features, 384), nn.ReLU(), nn.Linear(384, 192), nn.ReLU(), nn.Linear(192, classes)]
+        return nn.Sequential(*stages, nn.Flatten(), *dense)
+
+
+def vgg(
+    classes: int = 10,
+    *,
+    input_shape: tuple[int, ...] = (3, 32, 32),
+    batch_norm: bool = True,
+    dropout: float = 0.5,
+    seed: int = 0,
+) -> nn.Sequential:
+    """The VGG of Neyshabur et al. (2017): pairs of 3×3 convolutions with 64, 128, 256, 512 channels, 512 dense units.
+
+    BatchNorm stands between each weight layer and its ReLU, as in the paper; the code released since keeps only the one
+    after the 512 dense units. As in that code, max-pool (2×2, after the last pair 4×4) and dropout end each pair, and
+    dropout follows the dense units. `batch_norm=False` leaves out all normalization. Weights are He-normal.
+    """
+    _at_least(1, classes=classes)
+    _share("dropout", dropout)
+    channels, height, width = _image(input_shape, smallest=32)
+    drop = [nn.Dropout(dropout)] if dropout else []
+    with _drawn_from(seed):
+        layers: list[nn.Module] = []
+        for out, pool in ((64, 2), (128, 2), (256, 2), (512, 4)):
+            for fan_in in (channels, out):
+                norm = [nn.BatchNorm2d(out)] if batch_norm else []
+                layers += [nn.Conv2d(fan_in, out, 3, padding=1), *norm, nn.ReLU()]
+            layers += [nn.MaxPool2d(pool), *drop]
+            channels = out
+        norm = [nn.BatchNorm1d(512)] if batch_norm else []
+        layers += [nn.Flatten(), nn.Linear(512 * (height // 32) * (width // 32), 512), *norm, nn.ReLU(), *drop]
+        return _initialized(nn.Sequential(*layers, nn.Linear(512, classes)), "he")
+
+
+def inception_v3(
+    classes: int = 1000, *, input_shape: tuple[int, ...] = (3, 299, 299), dropout: float = 0.5, seed: int = 0
+) -> nn.Module:
+    """torchvision's Inception V3 (Szegedy et al. 2016), untrained, without its auxiliary head: logits alone."""
+    from torchvision import models  # not above: it takes a second to import
+
+    _at_least(1, classes=classes)
+    _share("dropout", dropout)
+    if _image(input_shape, smallest=75)[0] != 3:
+        raise ValueError(f"input_shape is {input_shape}; Inception V3 takes 3 channels")
+    with _drawn_from(seed):
+        return models.inception_v3(
+            weights=None, num_classes=classes, aux_logits=False, init_weights=True, dropout=dropout
+        )
+
+
+def build(name: str, input_shape: tuple[int, ...], classes: int, **options) -> nn.Module:
+    """The network that a table of settings names; `input_shape` is of one sample, options go to its function.
+
+    Names: `mlp 3x512` (hidden layers, width), `small_inception`, `small_alexnet`, `vgg`, `inception_v3`.
+    """
+    if match := re.fullmatch(r"mlp (\d+)[x×](\d+)", name):
+        return mlp(math.prod(input_shape), classes, depth=int(match[1]), width=int(match[2]), **options)
+    networks = {f.__name__: f for f in (small_inception, small_alexnet, vgg, inception_v3)}
+    _one_of("name", name, [*networks, "mlp 1x512"])
+    return networks[name](classes, input_shape=input_shape, **options)
+
+
+class MemorizingNetwork(nn.Module):
+    """The two-layer network C(x) = Σ_j w_j relu(a·x - b_j), in float64: what `memorizing_network` returns.
+
+    `direction` a [d], `biases` b [n], `weights` w [n] or [n, outputs]: 2n + d parameters for one output.
+    `smallest_eigenvalue` is that of the triangular matrix relu(a·x_i - b_j).
+    """
+
+    def __init__(
+        self,
+        direction: Float[Tensor, " d"],
+        biases: Float[Tensor, " n"],
+        weights: Float[Tensor, "n *outputs"],
+        smallest_eigenvalue: float,
+    ):
+        super().__init__()
+        self.direction = nn.Parameter(direction)
+        self.biases = nn.Parameter(biases)
+        self.weights = nn.Parameter(weights)
+        self.smallest_eigenvalue = smallest_eigenvalue
+
+    def forward(self, inputs: Float[Tensor, "samples ..."]) -> Float[Tensor, "samples *outputs"]:
+        z = inputs.flatten(1).to(self.direction.dtype) @ self.direction
+        return torch.relu(z[:, None] - self.biases) @ self.weights
+
+
+def memorizing_network(inputs: Float[Tensor, "samples ..."], labels: Tensor, *, seed: int = 0) -> MemorizingNetwork:
+    """Zhang et al. (2017), Theorem 1: a network of 2n + d weights that takes the values `labels` at `inputs`.
+
+    z = Xa, sorted, with b_1 < z_1 < b_2 < z_2 < …, makes A_ij = relu(z_i - b_j) lower triangular with the eigenvalues
+    z_i - b_i > 0 (Lemma 1), so that A w = y is solved by forward substitution, in float64. Labels are numbers,
+    [samples], or [samples, outputs] with n more weights for each further output. a is the best of 8 Gaussian draws.
+    Cost: n²/2 products for each output; 8n² bytes here and in a forward pass over the n samples.
+    Inputs that are equal or not finite, or labels that don't match them: ValueError.
+    """
+    x, y = _memorizable(inputs, labels)
+    generator = torch.Generator().manual_seed(_whole(seed))
+    draws = torch.randn(8, x.shape[1], dtype=torch.float64, generator=generator)
+    # Close neighbours need steep slopes, which cost digits: keep the direction whose closest ones are farthest apart.
+    a = max(draws, key=lambda a: _gaps((x @ a).sort().values).min())
+    z, order = (x @ a).sort()
+    gaps = _gaps(z)
+    # A quarter of the way, not half: an error in one slope then shrinks to a third in the next, else it stays as it is.
+    b = z - 0.75 * gaps
+    matrix = torch.relu(z[:, None] - b)
+    w = torch.full_like(y, torch.inf)
+    if (matrix.diagonal() > 0).all():
+        w = torch.from_numpy(solve_triangular(matrix.numpy(), y[order].numpy(), lower=True, check_finite=False))
+    if not w.isfinite().all():
+        raise ValueError("inputs holds samples too close to be told apart in float64; drop one of each such pair")
+    parts = [part.to(inputs.device) for part in (a.clone(), b, w)]
+    return MemorizingNetwork(*parts, smallest_eigenvalue=matrix.diagonal().min().item())
+
+
+def deep_memorizing_network(
+    inputs: Float[Tensor, "samples ..."], labels: Tensor, depth: int, *, seed: int = 0
+) -> nn.Sequential:
+    """The function of `memorizing_network` as a dense network of `depth` hidden layers, n/depth + 1 + 2·outputs wide.
+
+    Hidden layer l holds the units relu(z - b_j) of the l-th part of the sorted samples. One more unit carries
+    t = relu(z - b_1), since relu(z - b_j) = relu(t - (b_j - b_1)), and a pair carries ±(the sum of the earlier parts).
+    Most of its weights are zero. Float64: feed it `inputs.double()`. Outputs have the shape of the labels.
+    """
+    shallow = memorizing_network(inputs, labels, seed=seed)
+    a, b, w = shallow.direction.detach(), shallow.biases.detach(), shallow.weights.detach()
+    if not 1 <= depth <= len(b):
+        raise ValueError(f"depth is {depth}; it must be between 1 and the number of samples, {len(b)}")
+    w = w.reshape(len(b), -1)
+    outputs = w.shape[1]
+    one, none = torch.eye(outputs).to(w), w.new_zeros(outputs, 1)
+
+    layers: list[nn.Module] = [nn.Flatten()]
+    for part, (knots, slopes) in enumerate(zip(b.tensor_split(depth), w.tensor_split(depth), strict=True)):
+        offsets = torch.cat([b[:1], knots])
+        if part == 0:
+            layers.append(_linear(a.expand(len(offsets), -1), -offsets))
+            total = torch.cat([none, slopes.T], 1)
+        else:
+            from_t = w.new_zeros(len(offsets), total.shape[1])
+            from_t[:, 0] = 1
+            layers.append(
+                _linear(torch.cat([from_t, total, -total]), torch.cat([b[0] - offsets, none[:, 0], none[:, 0]]))
+            )
+            total = torch.cat([none, slopes.T, one, -one], 1)
+        layers.append(nn.ReLU())
+    layers.append(_linear(total, none[:, 0]))
+    return nn.Sequential(*layers, *([nn.Flatten(0)] if labels.ndim == 1 else []))
+
+
+def _memorizable(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    x, y = inputs.detach().cpu().double(), labels.detach().cpu().double()
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"inputs has the shape {tuple(x.shape)}; it must be [samples, …] and not empty")
+    if y.ndim not in (1, 2) or len(y) != len(x):
+        raise ValueError(
+            f"labels has the shape {tuple(y.shape)} for {len(x)} inputs; it must be [samples] or [samples, outputs]"
+        )
+    for name, values in (("inputs", x), ("labels", y)):
+        if not values.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite; drop those samples")
+    x = x.flatten(1)
+    _, kinds, counts = x.unique(dim=0, return_inverse=True, return_counts=True)
+    if (counts > 1).any():
+        i, j = (kinds == counts.argmax()).nonzero()[:2, 0].tolist()
+        raise ValueError(f"inputs[{i}] and inputs[{j}] are equal; keep one of each set of equal samples")
+    return x, y
+
+
+def _gaps(z: Tensor) -> Tensor:
+    """How far each sorted value lies above the one before it; for the first, the mean of the others."""
+    gaps = z.diff()
+    return torch.cat([gaps.mean(0, keepdim=True) if len(gaps) else z.new_ones(1), gaps])
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.utils.skip_init(nn.Linear, *weight.T.shape)
+    layer.weight, layer.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+    return layer
+
+
+class _Side(nn.Module):
+    """Branches side by side, their channels concatenated."""
+
+    def __init__(self, left: nn.Module, right: nn.Module):
+        super().__init__()
+        self.left, self.right = left, right
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.left(x), self.right(x)], 1)
+
+
+def _shift_only(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    # A buffer, not a frozen parameter: optimizers, norms and counts that walk the parameters must not meet it.
+    scale = norm.weight.detach()
+    del norm.weight
+    norm.register_buffer("weight", scale)
+    return norm
+
+
+@contextmanager
+def _drawn_from(seed) -> Iterator[None]:
+    """Module constructors draw from the global state: lend them one of this seed, and put the old one back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_whole(seed))  # torch.manual_seed would reseed the GPUs as well
+        yield
+
+
+def _whole(seed) -> int:
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; it must be a whole number that is not negative")
+    return int(seed)
+
+
+def _initialized(network: nn.Sequential, law: str, scale: float = 1.0) -> nn.Sequential:
+    _one_of("initialization", law, ("default", "xavier", "he"))
+    for layer in network.modules():
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            continue
+        if law == "xavier":
+            nn.init.xavier_normal_(layer.weight)
+        elif law == "he":
+            nn.init.kaiming_normal_(layer.weight)
+        if law != "default" and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            layer.weight.mul_(scale)
+    return network
+
+
+def _at_least(least: int, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < least:
+            raise ValueError(f"{name} is {size}; it must be at least {least}")
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}; it must be a share, at least 0 and below 1")
+
+
+def _one_of(what: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, cutoff=0.4) or known
+        raise ValueError(f"{what} {name!r} is unknown; nearest: {', '.join(nearest)}")
+
+
+def _image(shape: tuple[int, ...], *, smallest: int) -> tuple[int, ...]:
+    if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < smallest:
+        raise ValueError(
+            f"input_shape is {shape}; it must be (channels, height, width), at least {smallest} pixels a side"
+        )
+    return shape

@@ -1,0 +1,162 @@
+"""Make the book's generated parts from the chapters that have just been executed, before Sphinx reads them.
+
+In the folder of executed chapters this writes
+- the configuration: execution off, and what depends on the repository's address,
+- figures/<name>: every named figure of the chapters, for other pages to show,
+- the scoreboard of claims and the table of execution times,
+- each chapter's run time, where its first cell links to that table.
+"""
+
+import base64
+import json
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import yaml
+from repository import chapters
+
+from genlib.claims import VERDICTS
+
+SUFFIXES = {"image/svg+xml": ".svg", "image/png": ".png"}
+SCALES = ("small", "gpu", "paper")
+TIMES_LINK = "[execution times](execution_times.md)"
+COLOURS = dict(zip(VERDICTS, ("success", "warning", "secondary", "danger"), strict=True))
+
+
+def assemble(root: Path, scale: str) -> None:
+    """Fill in the book at `root`, whose chapters were executed at `scale`."""
+    notebooks = {path: nbformat.read(path, as_version=4) for path in chapters(root)}
+    records = _records(root)
+    configure(root / "_config.yml")
+    _write_figures(notebooks.values(), root / "chapters/figures")
+    _fill(root / "chapters/scoreboard.md", "the scoreboard", scoreboard(records))
+    _fill(root / "chapters/execution_times.md", "the table of execution times", times_table(notebooks, scale, records))
+    for path, notebook in notebooks.items():
+        title = notebook.cells[0]
+        title.source = title.source.replace(TIMES_LINK, run_times(path.stem, notebook, scale, records))
+        nbformat.write(notebook, path)
+
+
+def seconds(notebook: nbformat.NotebookNode) -> float:
+    """How long the notebook's cells took, from the times that its execution left in their metadata."""
+    stamps = [
+        {key: datetime.fromisoformat(text.replace("Z", "+00:00")) for key, text in cell.metadata.execution.items()}
+        for cell in notebook.cells
+        if cell.cell_type == "code" and "execution" in cell.metadata
+    ]
+    took = (stamp["shell.execute_reply"] - stamp["iopub.status.busy"] for stamp in stamps)
+    return sum(took, timedelta()).total_seconds()
+
+
+def run_times(chapter: str, notebook: nbformat.NotebookNode, scale: str, records: dict) -> str:
+    """The run time of a chapter at each scale, in words."""
+    return "; ".join(f"{name}: {text}" for name, text in _times(chapter, notebook, scale, records).items())
+
+
+def times_table(notebooks: dict, scale: str, records: dict) -> str:
+    """The execution times of all chapters as a table."""
+    rows = {f"[](<{path.name}>)": _times(path.stem, notebook, scale, records) for path, notebook in notebooks.items()}
+    return _table(pd.DataFrame(rows).T.rename_axis("Chapter").reset_index())
+
+
+def scoreboard(records: dict) -> str:
+    """Counts of the verdicts, then a table of claims for each record."""
+    if not records:
+        return "No chapter has recorded its claims yet."
+    verdicts = pd.Series([claim["verdict"] for record in records.values() for claim in record["claims"]])
+    counts = verdicts.value_counts().reindex(VERDICTS, fill_value=0)
+    parts = [_table(pd.DataFrame({"Verdict": map(_badge, counts.index), "Claims": counts.astype(str)}))]
+    for (chapter, scale), record in records.items():
+        rows = pd.DataFrame([_claim_row(claim) for claim in record["claims"]])
+        parts.append(f"## [](<{chapter}.ipynb>), scale `{scale}`\n\n{_table(rows)}")
+    return "\n\n".join(parts)
+
+
+def _claim_row(claim: dict) -> dict[str, str]:
+    criterion, figure = claim["criterion"], claim["figure"]
+    listed = {claim["id"]: criterion} if isinstance(criterion, str) else criterion
+    measured = {name: _measured(claim["measured"][name], claim["interval"][name]) for name in listed}
+    return {
+        "Claim": f"`{claim['id']}`: {claim['statement']} ({claim['source']})",
+        "Criterion": _lines(listed, claim["id"]),
+        "Measured, 95 % interval": _lines(measured, claim["id"]) + f" over {len(claim['seeds'])} seeds",
+        "Verdict": _badge(claim["verdict"]) + (f" {{numref}}`{figure}`" if figure else ""),
+    }
+
+
+def _measured(mean: float, interval: list[float]) -> str:
+    low, high = interval
+    return f"{mean:.3g} ({low:.3g} … {high:.3g})"
+
+
+def _lines(parts: dict[str, str], id: str) -> str:
+    """The parts of a claim one under the other; a claim that has only itself for a part needs no name for it."""
+    return "<br>".join(text if name == id else f"*{name}*: {text}" for name, text in parts.items())
+
+
+def _badge(verdict: str) -> str:
+    return f"{{bdg-{COLOURS[verdict]}}}`{verdict}`"
+
+
+def _times(chapter: str, notebook: nbformat.NotebookNode, scale: str, records: dict) -> dict[str, str]:
+    # Measured at the scale that this book shows; at another one it stands in the record, if there is one.
+    recorded = {s: records.get((chapter, s), {}).get("environment", {}).get("seconds") for s in SCALES}
+    recorded[scale] = seconds(notebook)
+    return {s: "not measured yet" if time is None else _duration(time) for s, time in recorded.items()}
+
+
+def _duration(time: float) -> str:
+    return f"{time:.0f} s" if time < 120 else f"{time / 60:.0f} min"
+
+
+def _records(root: Path) -> dict[tuple[str, str], dict]:
+    """The committed records by chapter and scale."""
+    paths = sorted((root / "chapters/claims").glob("*.*.json"))
+    return {tuple(path.stem.split(".")): json.loads(path.read_text("utf-8")) for path in paths}
+
+
+def _write_figures(notebooks, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for cell in (cell for notebook in notebooks for cell in notebook.cells if cell.cell_type == "code"):
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        for output in cell.outputs if name else ():
+            for kind, suffix in SUFFIXES.items():
+                if kind in output.get("data", {}):
+                    data = output.data[kind]
+                    content = data.encode() if suffix == ".svg" else base64.b64decode(data)
+                    (folder / name).with_suffix(suffix).write_bytes(content)
+
+
+def configure(path: Path) -> None:
+    """Turn execution off, and what needs the repository's address while there is none; the footer links to it."""
+    config = yaml.safe_load(path.read_text("utf-8"))
+    config["execute"]["execute_notebooks"] = "off"
+    html = config["html"]
+    if url := config["repository"]["url"]:
+        html["extra_footer"] = html["extra_footer"].replace(
+            '<a class="report">', f'<a class="report" href="{url}/issues">'
+        )
+    else:
+        # The theme takes an empty address for an error rather than for none.
+        del config["launch_buttons"]
+        html["use_issues_button"] = html["use_repository_button"] = False
+    path.write_text(yaml.safe_dump(config, allow_unicode=True), "utf-8")
+
+
+def _fill(path: Path, what: str, text: str) -> None:
+    marker = f"% {what} goes here\n"
+    page = path.read_text("utf-8")
+    if page.count(marker) != 1:
+        raise ValueError(f"{path.name}: expected the line {marker.strip()!r} exactly once")
+    path.write_text(page.replace(marker, text + "\n"), "utf-8")
+
+
+def _table(frame: pd.DataFrame) -> str:
+    return frame.map(lambda text: text.replace("|", r"\|")).to_markdown(index=False, disable_numparse=True)
+
+
+if __name__ == "__main__":
+    assemble(Path(sys.argv[1]), sys.argv[2])

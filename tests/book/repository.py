@@ -1,0 +1,68 @@
+"""Set the repository's address, in `_config.yml` and in the set-up cell of every chapter."""
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import yaml
+
+__all__ = ["SETUP_CELL", "address", "chapters", "set_address", "setup_cell"]
+
+# The second cell of every chapter. The only place where its text is written; `make repository` fills in the address.
+SETUP_CELL = """\
+# On Colab this installs genlib beside Colab's own torch; everywhere else it does nothing.
+import sys
+
+REPOSITORY, TAG = "{address}", "main"
+if "google.colab" in sys.modules and REPOSITORY:
+    %pip install -q "generalization-measures @ git+{{REPOSITORY}}@{{TAG}}"
+"""
+
+ADDRESS = re.compile(r"https://github\.com/[A-Za-z0-9][A-Za-z0-9-]{0,38}/(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}")
+
+
+def setup_cell(address: str) -> str:
+    """The set-up cell for a repository at `address`, which may be empty."""
+    return SETUP_CELL.format(address=address).rstrip("\n")
+
+
+def address(root: Path) -> str:
+    """The repository's address as `_config.yml` states it: empty until one is set."""
+    return yaml.safe_load((root / "_config.yml").read_text("utf-8"))["repository"]["url"]
+
+
+def chapters(root: Path) -> list[Path]:
+    """The chapters' notebooks, in order."""
+    return sorted((root / "chapters").glob("[0-9][0-9]_*.ipynb"))
+
+
+def set_address(root: Path, new: str) -> None:
+    """Write the address `new` everywhere it stands, or raise a ValueError and write nothing."""
+    new = new.strip().removesuffix("/").removesuffix(".git")
+    if not ADDRESS.fullmatch(new):
+        raise ValueError(f"URL is {new!r}; give the repository's address, such as https://github.com/owner/name")
+    old = address(root)
+    config = (root / "_config.yml").read_text("utf-8")
+    written = {root / "_config.yml": _replace_once(config, f'  url: "{old}"\n', f'  url: "{new}"\n', "_config.yml")}
+    for path in chapters(root):
+        notebook = nbformat.read(path, as_version=4)
+        if notebook.cells[1].source != setup_cell(old):
+            raise ValueError(f"{path.name}: its second cell is not the set-up cell of tests/book/repository.py")
+        notebook.cells[1].source = setup_cell(new)
+        written[path] = nbformat.writes(notebook) + "\n"
+    for path, text in written.items():
+        path.write_text(text, "utf-8")
+
+
+def _replace_once(text: str, old: str, new: str, where: str) -> str:
+    if text.count(old) != 1:
+        raise ValueError(f"{where}: expected the line {old.strip()} exactly once")
+    return text.replace(old, new)
+
+
+if __name__ == "__main__":
+    try:
+        set_address(Path.cwd(), sys.argv[1] if len(sys.argv) > 1 else "")
+    except ValueError as error:
+        sys.exit(str(error))

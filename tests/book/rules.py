@@ -1,0 +1,203 @@
+"""The house rules for chapters and for built pages. Each function yields what is wrong, one line a fault."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from bs4 import BeautifulSoup
+from nbformat import NotebookNode
+
+__all__ = ["notebook_faults", "output_faults", "page_faults", "site_faults"]
+
+HIDDEN = {"hide-input", "hide-cell", "remove-cell"}
+TAGS = HIDDEN | {"hide-output"}
+MOST_LINES = 15
+WORDS_PER_LINE = 8
+FEWEST_EXERCISES = 4
+FIRST_CELL = {
+    r"\A# \S": "a title",
+    r"(?i)question": "the question",
+    r"(?i)able to": "what the reader will be able to do",
+    r"(?i)prerequisite": "the prerequisites",
+    r"\[execution times\]\(execution_times\.md\)": "the link that becomes the run time",
+    r"\bGPU\b": "whether a GPU is needed",
+}
+FORBIDDEN = {
+    r"tqdm\.(auto|notebook)": "progress goes through genlib.progress",
+    r"\b(ipywidgets|plotly)\b": "a page works without widgets",
+    r"\bglue\(|import glue": "glue is not part of the MyST subset that the book uses",
+    r"filterwarnings|simplefilter|catch_warnings": "a warning is mended, not hidden",
+    r"pickle": "no pickles",
+    r"os\.environ|getenv": "genlib.scale alone reads the environment",
+    r"(?m)^\s*(%(?!pip\b)|!)\S+": "no magic but %pip",
+}
+
+
+def notebook_faults(notebook: NotebookNode, setup_cell: str) -> Iterator[str]:
+    """What a chapter's source does against the house rules."""
+    cells = notebook.cells
+    yield from _frame_faults(notebook, setup_cell)
+    for number, cell in enumerate(cells):
+        if cell.cell_type == "code":
+            yield from (f"cell {number}: {fault}" for fault in _cell_faults(cell))
+    yield from _prose_faults(cells)
+    yield from _exercise_faults(cells)
+
+
+def output_faults(notebook: NotebookNode) -> Iterator[str]:
+    """What is wrong with the outputs of an executed chapter."""
+    for number, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                yield f"cell {number}: raised {output.ename}"
+            if output.get("name") == "stderr":
+                yield f"cell {number}: wrote to stderr: {output.text[:80]!r}"
+            if any(kind.startswith("image/") for kind in output.get("data", {})):
+                yield from (f"cell {number}: {fault}" for fault in _figure_faults(cell))
+
+
+def page_faults(html: str) -> Iterator[str]:
+    """What is wrong with one built page by itself."""
+    page = BeautifulSoup(html, "html.parser")
+    for address in _loaded(page):
+        if urlsplit(address).netloc:
+            yield f"loads {address} from another host"
+    for image in page.find_all("img"):
+        if not image.get("alt", "").strip():
+            yield f"an image without alt text: {image.get('src', '')[:80]}"
+    article = page.find("article") or page
+    if article.find(class_="stderr"):
+        yield "output on stderr"
+    for verbatim in article.find_all(["pre", "code", "script", "style"]):
+        verbatim.decompose()
+    if "$$" in article.get_text():
+        yield "literal dollar signs in place of a formula"
+
+
+def site_faults(root: Path) -> Iterator[str]:
+    """What is wrong with the built site as a whole: style sheets that load from elsewhere, links that lead nowhere."""
+    for path in root.rglob("*.css"):
+        for address in _css_addresses(path.read_text("utf-8")):
+            if urlsplit(address).netloc:
+                yield f"{path.relative_to(root)}: loads {address} from another host"
+    files = [path for path in root.rglob("*.html") if "_static" not in path.parts]
+    pages = {path.resolve(): BeautifulSoup(path.read_text("utf-8"), "html.parser") for path in files}
+    anchors = {path: {tag["id"] for tag in page.find_all(id=True)} for path, page in pages.items()}
+    for path, page in pages.items():
+        for address in sorted({link["href"] for link in page.find_all("a", href=True)}):
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            fragment = unquote(parts.fragment)
+            if not target.is_file() or (fragment and target in anchors and fragment not in anchors[target]):
+                yield f"{path.name}: the link {address} leads nowhere"
+
+
+def _frame_faults(notebook: NotebookNode, setup_cell: str) -> Iterator[str]:
+    title, setup, *_ = notebook.cells
+    if title.cell_type != "markdown":
+        yield "the first cell is not Markdown"
+    for pattern, what in FIRST_CELL.items():
+        if not re.search(pattern, title.source):
+            yield f"the first cell lacks {what}"
+    if setup.source != setup_cell or _tags(setup) != {"hide-cell"}:
+        yield "the second cell is not the set-up cell, tagged hide-cell"
+    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
+        yield "the kernelspec is not python3"
+    ids = [cell.get("id") for cell in notebook.cells]
+    if None in ids or len(set(ids)) < len(ids):
+        yield "cells lack ids or share them"
+
+
+def _cell_faults(cell: NotebookNode) -> Iterator[str]:
+    if cell.outputs or cell.execution_count is not None:
+        yield "output is committed"
+    if unknown := _tags(cell) - TAGS:
+        yield f"tags that are not allowed: {', '.join(sorted(unknown))}"
+    if _visible(cell) and len(_lines(cell)) > MOST_LINES:
+        yield f"{len(_lines(cell))} visible lines, more than {MOST_LINES}"
+    for pattern, why in FORBIDDEN.items():
+        if found := re.search(pattern, cell.source):
+            yield f"{why}: {found[0].strip()}"
+    if "figure" in cell.metadata.get("mystnb", {}):
+        yield from _figure_faults(cell)
+
+
+def _figure_faults(cell: NotebookNode) -> Iterator[str]:
+    shown = cell.metadata.get("mystnb", {})
+    image, figure = shown.get("image", {}), shown.get("figure", {})
+    for what, text in {
+        "alt text": image.get("alt"),
+        "caption": figure.get("caption"),
+        "name": figure.get("name"),
+    }.items():
+        if not (text or "").strip():
+            yield f"a figure without {what}"
+
+
+def _prose_faults(cells: list[NotebookNode]) -> Iterator[str]:
+    words = lines = 0
+    in_solution = False
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            in_solution = in_solution or "{solution-start}" in cell.source
+            words += 0 if in_solution else len(re.findall(r"[^\W\d_]{2,}", _prose(cell.source)))
+            in_solution = in_solution and "{solution-end}" not in cell.source
+        elif not in_solution and _visible(cell):
+            lines += len(_lines(cell))
+    if words < WORDS_PER_LINE * lines:
+        yield f"{words} words of prose for {lines} visible lines of code, fewer than {WORDS_PER_LINE} a line"
+
+
+def _exercise_faults(cells: list[NotebookNode]) -> Iterator[str]:
+    text = "\n".join(cell.source if cell.cell_type == "markdown" else "\n<code>\n" for cell in cells)
+    exercises = re.findall(r"\{exercise(?:-start)?\}([^\n]*)\n(?::(?!label)[^\n]*\n)*:label: *(\S+)", text)
+    solutions = dict(re.findall(r"\{solution-start\} *(\S+)\n(.*?)\{solution-end\}", text, flags=re.DOTALL))
+    if len(exercises) < FEWEST_EXERCISES:
+        yield f"{len(exercises)} exercises, fewer than {FEWEST_EXERCISES}"
+    for title, label in exercises:
+        if not re.search(r"•.*\d+ min", title):
+            yield f"exercise {label}: its title lacks • or the minutes"
+        if label not in solutions:
+            yield f"exercise {label}: no solution"
+        elif ":class: dropdown" not in solutions[label] or "<code>" not in solutions[label]:
+            yield f"exercise {label}: its solution is not a drop-down with code"
+
+
+def _tags(cell: NotebookNode) -> set[str]:
+    return set(cell.metadata.get("tags", []))
+
+
+def _visible(cell: NotebookNode) -> bool:
+    return not _tags(cell) & HIDDEN
+
+
+def _lines(cell: NotebookNode) -> list[str]:
+    return [line for line in cell.source.splitlines() if line.strip()]
+
+
+def _prose(markdown: str) -> str:
+    """Markdown without its formulas, the names of its roles, and the frames of its directives."""
+    markdown = re.sub(r"\$\$.*?\$\$|\$[^$]*\$|\{[\w:-]+\}", " ", markdown, flags=re.DOTALL)
+    return re.sub(r"(?m)^(`{3,}|:{3,}).*$|^:[\w-]+:.*$", " ", markdown)
+
+
+def _loaded(page: BeautifulSoup) -> Iterator[str]:
+    """The addresses that a browser loads together with the page."""
+    for name in ("src", "srcset", "poster", "data"):
+        yield from (tag[name] for tag in page.find_all(attrs={name: True}) if not tag[name].startswith("data:"))
+    for link in page.find_all("link", href=True):
+        if not {"canonical", "next", "prev", "author", "license"} & set(link["rel"]):
+            yield link["href"]
+    for style in page.find_all("style"):
+        yield from _css_addresses(style.get_text())
+    for tag in page.find_all(style=True):
+        yield from _css_addresses(tag["style"])
+
+
+def _css_addresses(css: str) -> Iterator[str]:
+    for address in re.findall(r"""(?:url\(|@import\s)\s*["']?([^"')]+)""", css):
+        if not address.startswith("data:"):
+            yield address

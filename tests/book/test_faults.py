@@ -1,0 +1,110 @@
+"""What must not pass: an error in a chapter, a verdict that differs from its record, a broken reference."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from assemble import configure
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+BUILD_OPTIONS = re.search(r"jupyter-book build \S+ --path-output \S+ (.*)", (ROOT / "Makefile").read_text())[1].split()
+DECIDE = """
+from genlib.claims import Claims
+claims = Claims("{}", folder="claims")
+claim = claims.state("paper.1", "It grows.", source="Section 1", criterion="the difference is positive")
+claim.decide([1.0, 1.1, 1.2], seeds=[0, 1, 2])
+claims.check()
+"""
+
+
+def _notebook(path, *cells):
+    notebook = new_notebook(cells=[new_markdown_cell("# Title"), *map(new_code_cell, cells)])
+    notebook.metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3"},
+        "language_info": {"name": "python"},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+def _build(root):
+    command = [BIN / "jupyter-book", "build", root, *BUILD_OPTIONS]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture
+def book(tmp_path):
+    """A book of one page and one chapter, configured like the real one."""
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    shutil.copytree(ROOT / "chapters/_static", tmp_path / "chapters/_static")
+    shutil.copy(ROOT / "chapters/references.bib", tmp_path / "chapters")
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: chapters/index\nchapters:\n- file: chapters/01_try\n")
+    (tmp_path / "chapters/index.md").write_text(
+        "# Title\n\nSee [the chapter](01_try.ipynb) and {cite:t}`zhang2017`.\n\n```{bibliography}\n```\n"
+    )
+    _notebook(tmp_path / "chapters/01_try.ipynb", "print(1)")
+    return tmp_path
+
+
+def test_error_and_differing_verdict_fail(tmp_path):
+    (tmp_path / "claims").mkdir()
+    _notebook(tmp_path / "00_error.ipynb", "1 / 0")
+    for name, verdict in {"01_same": "reproduced", "02_other": "contradicted"}.items():
+        record = {"environment": {}, "claims": [{"id": "paper.1", "verdict": verdict}]}
+        (tmp_path / f"claims/{name}.small.json").write_text(json.dumps(record))
+        _notebook(tmp_path / f"{name}.ipynb", DECIDE.format(name))
+    command = [BIN / "pytest", "--nbmake", "-p", "no:cacheprovider", tmp_path]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "2 failed, 1 passed" in run.stdout
+    assert "ZeroDivisionError" in run.stdout
+    assert "paper.1: recorded contradicted, here reproduced" in run.stdout
+
+
+def test_book_builds_and_offers_colab_where_there_is_an_address(book):
+    config = (book / "_config.yml").read_text()
+    (book / "_config.yml").write_text(re.sub(r'  url: ".*"', '  url: "https://github.com/owner/name"', config))
+    configure(book / "_config.yml")
+    run = _build(book)
+    assert run.returncode == 0, run.stderr
+    chapter = BeautifulSoup((book / "_build/html/chapters/01_try.html").read_text(), "html.parser")
+    links = [link["href"] for link in chapter.find_all("a", href=True)]
+    colab = "https://colab.research.google.com/github/owner/name/blob/main/chapters/01_try.ipynb"
+    assert [link for link in links if "colab" in link] == [colab]
+    assert "https://github.com/owner/name/issues" in links
+    assert "colab" not in (book / "_build/html/chapters/index.html").read_text()
+
+
+def test_broken_references_fail(book):
+    configure(book / "_config.yml")
+    broken = {
+        "nowhere.md": "[nothing](nowhere.md)",
+        "no such term": "{term}`no such term`",
+        "nobody2017": "{cite:t}`nobody2017`",
+        "missing.png": "![](missing.png)",
+        "no-such-figure": "{numref}`no-such-figure`",
+    }
+    (book / "chapters/index.md").write_text("# Title\n\n" + "\n\n".join(broken.values()))
+    run = _build(book)
+    assert run.returncode != 0
+    assert [name for name in broken if name not in run.stderr] == []
+
+
+def test_sphinx_too_stops_at_a_notebook_that_raises(book):
+    config = yaml.safe_load((book / "_config.yml").read_text())
+    del config["launch_buttons"]
+    config["html"].update(use_issues_button=False, use_repository_button=False)
+    (book / "_config.yml").write_text(yaml.safe_dump(config))
+    _notebook(book / "chapters/01_try.ipynb", "1 / 0")
+    run = _build(book)
+    assert run.returncode != 0
+    assert "ZeroDivisionError" in run.stdout + run.stderr

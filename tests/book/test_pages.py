@@ -1,0 +1,117 @@
+"""The built book, as `make book` leaves it in _build/html: complete, offline, readable on a phone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from playwright.sync_api import sync_playwright
+from repository import address, chapters
+from rules import output_faults, page_faults, site_faults
+
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "_build/html"
+EXECUTED = chapters(ROOT / "build/book")
+PAGES = sorted((SITE / "chapters").glob("*.html"))
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = pytest.mark.skipif(not (ROOT / "_build/.complete").exists(), reason="the book is not built: make book")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: the pages are not tried in a browser")
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+def _soup(path):
+    return BeautifulSoup(path.read_text("utf-8"), "html.parser")
+
+
+def test_every_page_of_the_contents_is_there():
+    assert {path.stem for path in chapters(ROOT)} <= {path.stem for path in PAGES}
+    assert (SITE / "index.html").exists()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_page_is_faultless(path):
+    assert list(page_faults(path.read_text("utf-8"))) == []
+
+
+def test_site_is_faultless():
+    assert list(site_faults(SITE)) == []
+
+
+@pytest.mark.parametrize("path", EXECUTED, ids=lambda path: path.stem)
+def test_outputs_are_faultless(path):
+    assert list(output_faults(nbformat.read(path, as_version=4))) == []
+
+
+@pytest.mark.parametrize("path", EXECUTED, ids=lambda path: path.stem)
+def test_chapter_shows_the_claims_of_its_record(path):
+    record = json.loads((ROOT / f"chapters/claims/{path.stem}.small.json").read_text("utf-8"))
+    tables = _soup(SITE / f"chapters/{path.stem}.html").find_all("table")
+    cells = {cell.get_text(strip=True) for table in tables for cell in table.find_all(["td", "th"])}
+    assert record["claims"]
+    assert {claim["id"] for claim in record["claims"]} <= cells
+
+
+@pytest.mark.parametrize("path", EXECUTED, ids=lambda path: path.stem)
+def test_scoreboard_shows_every_claim(path):
+    text = _soup(SITE / "chapters/scoreboard.html").find("article").get_text()
+    for record in (ROOT / "chapters/claims").glob(f"{path.stem}.*.json"):
+        assert all(claim["id"] in text for claim in json.loads(record.read_text("utf-8"))["claims"])
+
+
+def test_run_times_are_filled_in():
+    times = _soup(SITE / "chapters/execution_times.html").find("table").get_text()
+    for path in chapters(ROOT):
+        chapter = _soup(SITE / f"chapters/{path.stem}.html")
+        assert chapter.find("h1").get_text().strip("#\n") in times.replace("\n", " ") or path.stem in times
+        assert "small: " in chapter.find("article").get_text()
+
+
+def test_colab_opens_each_chapter_once_there_is_an_address():
+    links = {
+        path.stem: [a["href"] for a in _soup(path).find_all("a", href=True) if "colab.research" in a["href"]]
+        for path in PAGES
+    }
+    url = address(ROOT)
+    for path in PAGES:
+        expected = 1 if url and path.stem in {chapter.stem for chapter in chapters(ROOT)} else 0
+        assert len(links[path.stem]) == expected, path.stem
+
+
+def test_every_page_says_how_to_cite_and_report():
+    for path in PAGES:
+        footer = _soup(path).find("footer", class_="bd-footer-content") or _soup(path).find(class_="bd-footer-content")
+        assert "Cite as" in footer.get_text(), path.stem
+        assert "Open an issue" in footer.get_text(), path.stem
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_page_in_a_browser_on_a_phone(browser, path):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    requested, errors = [], []
+    page.on("request", lambda request: requested.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(path.as_uri(), wait_until="load")
+    if page.locator(".math").count():
+        page.wait_for_selector("mjx-container")
+        page.evaluate("MathJax.startup.promise")
+    width = page.evaluate("document.documentElement.scrollWidth")
+    broken = page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")
+    formulas_in_error = page.locator("mjx-merror").count()
+    page.close()
+    assert [url for url in requested if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert errors == []
+    assert broken == []
+    assert formulas_in_error == 0
+    assert width <= 390

@@ -1,0 +1,22 @@
+"""One thread, no knobs from outside, an own cache, the same random examples every time."""
+
+import os
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _knobs(monkeypatch, tmp_path_factory):
+    for name in [name for name in os.environ if name.startswith("GENLIB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GENLIB_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -1,0 +1,108 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from genlib import models
+from genlib.network import Network
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, x):
+        x = torch.relu(x + self.norm(self.conv(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class Untraceable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum() > 0 else -self.layer(x)
+
+
+def some(name, seed=0):
+    torch.manual_seed(seed)
+    return {
+        "dense": lambda: (models.mlp(12, 5, width=7, depth=2, seed=seed), torch.randn(6, 12)),
+        "images to dense": lambda: (models.mlp(48, 5, width=7, seed=seed), torch.randn(6, 3, 4, 4)),
+        "without bias": lambda: (models.mlp(12, 5, width=7, bias=False, seed=seed), torch.randn(6, 12)),
+        "residual": lambda: (Residual().eval(), torch.randn(6, 3, 4, 4)),
+        "untraceable": lambda: (Untraceable(), torch.randn(6, 4)),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", ["dense", "images to dense", "without bias", "residual", "untraceable"])
+def test_apply_is_the_module(name):
+    module, inputs = some(name)
+    network = Network.of(module)
+    assert torch.equal(network.apply(network.params, inputs), module(inputs))
+    assert Network.of(network) is network
+
+
+@pytest.mark.parametrize("name", ["dense", "images to dense", "without bias", "residual"])
+def test_a_stack_is_its_modules_side_by_side(name):
+    modules, batches = zip(*(some(name, seed) for seed in range(3)), strict=True)
+    stack = Network.stack(modules)
+    shared = stack.apply(stack.params, batches[0])
+    of_each = stack.apply(stack.params, torch.stack(batches), inputs_of_each=True)
+    for i, (module, batch) in enumerate(zip(modules, batches, strict=True)):
+        torch.testing.assert_close(shared[i], module(batches[0]), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(of_each[i], module(batch), rtol=1e-5, atol=1e-6)
+
+
+def test_piecewise_linear_is_read_off_the_operations():
+    assert Network.of(models.mlp(12, 5, activation="relu", seed=0)).piecewise_linear
+    assert Network.of(models.mlp(12, 5, activation="hardsigmoid", seed=0)).piecewise_linear
+    assert not Network.of(models.mlp(12, 5, activation="tanh", seed=0)).piecewise_linear
+    residual = Residual()
+    assert Network.of(residual.eval()).piecewise_linear
+    assert not Network.of(residual.train()).piecewise_linear
+    assert not Network.of(Untraceable()).piecewise_linear
+
+
+def test_an_unknown_operation_is_named():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.erf(x)
+
+    with pytest.raises(ValueError, match="operations erf are unknown"):
+        Network.of(nn.Sequential(nn.Linear(3, 3), Odd())).require_known()
+    with pytest.raises(ValueError, match=r"torch\.fx can't trace"):
+        Network.of(Untraceable()).require_known()
+    Network.of(Residual().eval()).require_known()
+
+
+def test_training_mode_and_weights_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match=r"norm is BatchNorm in training mode; call module\.eval"):
+        Network.of(Residual().train()).require_eval()
+    broken = models.mlp(3, 2, width=4, seed=0)
+    with torch.no_grad():
+        next(broken.parameters())[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"the weights of .* are not finite"):
+        Network.of(broken)
+
+
+def test_different_shapes_do_not_stack():
+    with pytest.raises(ValueError, match=r"modules\[1\] differs from modules\[0\]"):
+        Network.stack([models.mlp(4, 2, width=3, seed=0), models.mlp(4, 2, width=5, seed=0)])
+    with pytest.raises(ValueError, match=r"modules\[1\] differs"):
+        Network.stack([nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Sequential(nn.Linear(2, 2), nn.Tanh())])
+
+
+def test_networks_leave_modules_as_they_were():
+    module, inputs = some("residual")
+    before = copy.deepcopy(module.state_dict())
+    network, stack = Network.of(module), Network.stack([module, module])
+    network.apply(network.params, inputs)
+    stack.params["head.weight"].add_(1.0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    assert not module.training

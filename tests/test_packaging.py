@@ -1,0 +1,106 @@
+"""The wheel builds and installs without a network, the dependencies are stated, the pins are pins."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+NOTEBOOK_ONLY = {"IPython", "matplotlib_inline"}  # imported where a notebook asks for it, which has it
+BARE_INSTALL = re.compile(r"""\bpip3? install (?:-\S+ )*["']?genlib\b""")
+TEXTS = {".py", ".md", ".ipynb", ".toml", ".txt", ".yml", ".yaml", ".cff", ""}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "genlib", source / "genlib", ignore=shutil.ignore_patterns("__pycache__"))
+    _pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", source, source)
+    (built,) = source.glob("*.whl")
+    return built
+
+
+def _pip(*arguments):
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, arguments)]
+    subprocess.run(command, check=True)
+
+
+def _files():
+    for folder in (ROOT, *(ROOT / name for name in ("chapters", "genlib", "tests", ".github", ".ci"))):
+        inside = folder.glob("*") if folder == ROOT else folder.rglob("*")
+        yield from (path for path in inside if path.is_file() and path.suffix in TEXTS and ".cache" not in path.parts)
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = {name for name in names if ".dist-info/" not in name}
+    assert package == {f"genlib/{path.name}" for path in (ROOT / "genlib").iterdir() if path.is_file()}
+    assert "genlib/py.typed" in package
+    assert any(name.endswith("/LICENSE") for name in names)
+
+
+def test_wheel_installs_and_imports(wheel, tmp_path):
+    _pip("install", "--no-deps", "--no-index", "--target", tmp_path, wheel)
+    modules = sorted(path.stem for path in (ROOT / "genlib").glob("*.py") if path.stem != "__init__")
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"from genlib import {', '.join(modules)}\n"
+        "import genlib, importlib.metadata\n"
+        "print(genlib.__file__, genlib.__version__, importlib.metadata.version('generalization-measures'))"
+    )
+    command = [sys.executable, "-W", "error", "-c", program]
+    run = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert run.stdout.split() == [str(tmp_path / "genlib/__init__.py"), PROJECT["version"], PROJECT["version"]]
+
+
+def test_what_genlib_imports_is_a_dependency():
+    imported = set()
+    for path in (ROOT / "genlib").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    needed = imported - set(sys.stdlib_module_names) - NOTEBOOK_ONLY - {"genlib"}
+    stated = {re.match(r"[\w.-]+", dependency)[0] for dependency in PROJECT["dependencies"]}
+    assert {DISTRIBUTIONS.get(name, name) for name in needed} == stated
+
+
+def test_package_has_lower_bounds_and_the_book_exact_pins():
+    extras = [dependency for extra in PROJECT["optional-dependencies"].values() for dependency in extra]
+    for dependency in PROJECT["dependencies"] + extras:
+        assert re.fullmatch(r"[\w.-]+>=[\d.]+\w*", dependency)
+    for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines():
+        assert re.fullmatch(r"(#.*)?|[\w.-]+==[\w.]+", line)
+
+
+def test_version_is_the_same_everywhere():
+    places = {
+        "genlib/__init__.py": '__version__ = "{}"',
+        "CITATION.cff": "version: {}",
+        "chapters/index.md": "= {{{}}},",
+    }
+    places |= {"_config.yml": "version {},", "chapters/changelog.md": "## {}"}
+    for name, phrase in places.items():
+        assert phrase.format(PROJECT["version"]) in (ROOT / name).read_text("utf-8"), name
+
+
+def test_nobody_is_told_to_install_the_stranger_of_that_name():
+    """On PyPI `genlib` is another project; this one is generalization-measures."""
+    found = [str(path) for path in _files() if BARE_INSTALL.search(path.read_text("utf-8"))]
+    assert found == []
+
+
+@pytest.mark.parametrize("line", ["pip install {}", "%pip install -q {}", "python -m pip3 install -U '{}==1'"])
+def test_a_bare_install_is_found(line):
+    assert BARE_INSTALL.search(line.format("genlib"))

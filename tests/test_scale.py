@@ -1,0 +1,59 @@
+import pytest
+
+from genlib import scale
+
+
+def test_seed_blocks_never_overlap(monkeypatch):
+    blocks = []
+    for block in range(6):
+        monkeypatch.setenv("GENLIB_SEED", str(block))
+        blocks += scale.seeds(1000)
+    assert len(set(blocks)) == 6000
+
+
+def test_settings_takes_the_column_of_the_scale(monkeypatch):
+    columns = {"small": {"n": 1}, "gpu": {"n": 2}, "paper": {"n": 3}}
+    for name, column in columns.items():
+        monkeypatch.setenv("GENLIB_SCALE", name)
+        assert scale.settings(**columns).n == column["n"]
+    assert list(scale.settings(**columns).table.loc["n"]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "call", "mend"),
+    [
+        ("GENLIB_SCALE", "large", scale.scale, "small, gpu, paper"),
+        ("GENLIB_SEED", "1.5", lambda: scale.seeds(1), "whole number"),
+        ("GENLIB_SEED", "-1", lambda: scale.seeds(1), "not negative"),
+        ("GENLIB_DRY_RUN", "yes", scale.dry_run, "1 or 0"),
+    ],
+)
+def test_a_bad_environment_is_named(monkeypatch, name, value, call, mend):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=rf"{name} is.*{mend}"):
+        call()
+
+
+def test_settings_refuses_a_row_that_one_scale_lacks():
+    with pytest.raises(ValueError, match="gpu lacks width"):
+        scale.settings(small={"width": 1}, gpu={}, paper={"width": 3})
+
+
+@pytest.mark.parametrize("count", [0, 1001])
+def test_seeds_refuses_more_than_a_block_holds(count):
+    with pytest.raises(ValueError, match="count"):
+        scale.seeds(count)
+
+
+def test_banner_says_that_a_dry_run_means_nothing(monkeypatch):
+    assert "DRY RUN" not in scale.banner()
+    monkeypatch.setenv("GENLIB_DRY_RUN", "1")
+    assert "DRY RUN" in scale.banner()
+
+
+def test_cache_is_kept_apart_for_other_sources(monkeypatch, tmp_path):
+    monkeypatch.setenv("GENLIB_CACHE", str(tmp_path))
+    before = scale.cache_directory()
+    monkeypatch.setattr(scale, "sources_hash", lambda: "other")
+    assert before.parent == tmp_path
+    assert scale.cache_directory() != before
