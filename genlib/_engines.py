@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from genlib import scale
 from genlib.data import Dataset
@@ -46,8 +47,26 @@ class Stop:
             raise ValueError(f"stop.accuracy is {self.accuracy}; it is a share, at most 1")
 
 
+class LeanSGD(torch.optim.SGD):
+    """torch's SGD with `update` in place of `step`, whose hooks cost as much as a small network's forward pass."""
+
+    def update(self, grads: Sequence[Tensor | None]) -> None:
+        (group,) = self.param_groups
+        used = [(p, g) for p, g in zip(group["params"], grads, strict=True) if g is not None]
+        params = [p for p, _ in used]
+        # The fused kernel walks through memory: a gradient laid out otherwise than its parameter would be misread.
+        grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in used]
+        for param in params:
+            if param not in self.state:
+                self.state[param]["momentum_buffer"] = torch.zeros_like(param)
+        buffers = [self.state[param]["momentum_buffer"] for param in params]
+        keys = ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize")
+        with torch.no_grad():
+            sgd(params, grads, buffers, fused=True, **{key: group[key] for key in keys})
+
+
 _OPTIMIZERS = {
-    "sgd": lambda params, momentum, **rest: torch.optim.SGD(params, momentum=momentum, **rest),
+    "sgd": lambda params, momentum, **rest: LeanSGD(params, momentum=momentum, **rest),
     "adam": lambda params, momentum, **rest: torch.optim.Adam(params, betas=(momentum, 0.999), **rest),
     "rmsprop": lambda params, momentum, **rest: torch.optim.RMSprop(params, momentum=momentum, **rest),
     "lbfgs": lambda params, lr, **_: torch.optim.LBFGS(params, lr=lr, line_search_fn="strong_wolfe"),
@@ -56,6 +75,7 @@ _LOSSES = {
     "cross_entropy": lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"),
     "mse": lambda logits, labels: (logits - F.one_hot(labels, logits.shape[-1])).square().mean(-1),
 }
+_MEANS = {_LOSSES["cross_entropy"]: F.cross_entropy}  # in one operation instead of two
 
 
 @dataclass(frozen=True)
@@ -129,13 +149,13 @@ class Single:
             build = _OPTIMIZERS[plan.optimizer]
             self.optimizer = build(params, lr=job.lr, momentum=plan.momentum, weight_decay=job.weight_decay)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        loss = per_sample_loss(plan.loss)
+        self.mean_loss = _MEANS.get(loss, lambda logits, labels: loss(logits, labels).mean())
 
-    def minibatches(self, orders: list[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def minibatches(self, orders: list[Tensor] | None) -> Iterable[tuple[Tensor, Tensor]]:
         if orders is None:
-            batches = [(self.dataset.inputs, self.dataset.labels)]
-        else:
-            batches = self.dataset.minibatches(orders[0], self.plan.batch_size or len(self.dataset))
-        return ((inputs[None], labels[None]) for inputs, labels in batches)
+            return [(self.dataset.inputs, self.dataset.labels)]
+        return self.dataset.minibatches(orders[0], self.plan.batch_size or len(self.dataset))
 
     def in_order(self, *, test: bool) -> Iterator[tuple[Tensor, Tensor]]:
         size = chunk_size(1, self.dataset.input_shape)
@@ -146,17 +166,24 @@ class Single:
     def logits(self, inputs: Float[Tensor, "1 samples ..."]) -> Float[Tensor, "1 samples classes"]:
         return self.module(inputs[0])[None]
 
-    def step(self, inputs: Tensor, labels: Tensor, loss: SampleLoss, factor: float) -> Float[Tensor, " 1"]:
+    def step(self, inputs: Tensor, labels: Tensor, factor: float) -> Float[Tensor, ""]:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
+        if self.plan.augment is not None:
+            inputs = self.plan.augment(inputs)
+        if isinstance(self.optimizer, LeanSGD):
+            mean = self.mean_loss(self.module(inputs), labels)
+            params = self.optimizer.param_groups[0]["params"]
+            self.optimizer.update(torch.autograd.grad(mean, params, allow_unused=True))
+            return mean.detach()
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            mean = loss(self.module(inputs[0]), labels[0]).mean()
+            mean = self.mean_loss(self.module(inputs), labels)
             mean.backward()
             return mean
 
-        return self.optimizer.step(closure).detach()[None]
+        return self.optimizer.step(closure).detach()
 
     def train(self, training: bool) -> None:
         self.module.train(training)
@@ -189,7 +216,8 @@ class Stack:
         device = jobs[0].dataset.device
         self.network = Network.stack([job.module for job in jobs])
         self.network.module.to(device)
-        self.params = {name: p.to(device).requires_grad_() for name, p in self.network.params.items()}
+        trains = {name: p.requires_grad for name, p in jobs[0].module.named_parameters()}
+        self.params = {name: p.to(device).requires_grad_(trains[name]) for name, p in self.network.params.items()}
         self.buffers = {name: b.to(device) for name, b in self.network.buffers.items()}
         self.per_model = {
             key: torch.tensor(values, device=device)
@@ -198,12 +226,16 @@ class Stack:
         }
         self.rate = 1.0 if "lr" in self.per_model else jobs[0].lr
         self.optimizer = _OPTIMIZERS[plan.optimizer](
-            list(self.params.values()),
+            self._trainable(),
             lr=self.rate,
             momentum=plan.momentum,
             weight_decay=0.0 if "weight_decay" in self.per_model else jobs[0].weight_decay,
         )
+        self.loss, self.rows = per_sample_loss(plan.loss), None
         self._lay_out_data()
+
+    def _trainable(self) -> list[Tensor]:
+        return [param for param in self.params.values() if param.requires_grad]
 
     def _lay_out_data(self) -> None:
         datasets = [job.dataset for job in self.jobs]
@@ -216,14 +248,16 @@ class Stack:
         if orders is None:
             yield self.inputs, self.labels
             return
-        all_inputs, all_labels = self.inputs, self.labels  # `keep` may change them before this epoch ends
+        self.rows = None  # of this epoch's batches: those of the networks still there, once one has left
+        all_inputs, all_labels = self.inputs, self.labels
         order, row = torch.stack(orders), torch.arange(len(all_labels), device=all_labels.device)[:, None]
         size = self.plan.batch_size
         # One gather serves many steps, as long as it stays under 64 MB.
         block = size * max(1, 2**24 // (size * len(all_labels) * all_inputs[0, 0].numel()))
         for index in order.split(block, dim=1):
             inputs, labels = all_inputs[row, index], all_labels[row, index]
-            yield from zip(inputs.split(size, dim=1), labels.split(size, dim=1), strict=True)
+            for batch in zip(inputs.split(size, dim=1), labels.split(size, dim=1), strict=True):
+                yield batch if self.rows is None else tuple(part[self.rows] for part in batch)
 
     def in_order(self, *, test: bool) -> Iterator[tuple[Tensor, Tensor]]:
         inputs, labels = (self.test_inputs, self.test_labels) if test else (self.inputs, self.labels)
@@ -233,17 +267,23 @@ class Stack:
     def logits(self, inputs: Float[Tensor, "models samples ..."]) -> Float[Tensor, "models samples classes"]:
         return self.network.apply(self.params, inputs, buffers=self.buffers, inputs_of_each=True)
 
-    def step(self, inputs: Tensor, labels: Tensor, loss: SampleLoss, factor: float) -> Float[Tensor, " models"]:
-        params, each = list(self.params.values()), losses_of(self.logits(inputs), labels, loss).mean(1)
-        for param, grad in zip(params, torch.autograd.grad(each.sum(), params), strict=True):
-            param.grad = grad
+    def step(self, inputs: Tensor, labels: Tensor, factor: float) -> Float[Tensor, " models"]:
+        if self.plan.augment is not None:
+            inputs = self.plan.augment(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+        params, each = self._trainable(), losses_of(self.logits(inputs), labels, self.loss).mean(1)
+        grads = torch.autograd.grad(each.sum(), params)
         self.optimizer.param_groups[0]["lr"] = self.rate * factor
         with torch.no_grad():
             if "weight_decay" in self.per_model:
-                for param in params:
-                    param.grad.addcmul_(param, _over_models(self.per_model["weight_decay"], param))
+                decay = self.per_model["weight_decay"]
+                grads = [grad.addcmul(p, _over_models(decay, p)) for p, grad in zip(params, grads, strict=True)]
             before = [param.clone() for param in params] if "lr" in self.per_model else []
-            self.optimizer.step()
+            if isinstance(self.optimizer, LeanSGD):
+                self.optimizer.update(grads)
+            else:
+                for param, grad in zip(params, grads, strict=True):
+                    param.grad = grad
+                self.optimizer.step()
             for old, param in zip(before, params, strict=False):
                 param.copy_(old.lerp_(param, _over_models(self.per_model["lr"], param)))
         return each.detach()
@@ -253,13 +293,15 @@ class Stack:
 
     def keep(self, rows: list[int]) -> None:
         self.jobs = [self.jobs[row] for row in rows]
+        self.rows = rows if self.rows is None else [self.rows[row] for row in rows]
         state, kept = self.optimizer.state, {}
         for name, param in self.params.items():
-            self.params[name] = param.detach()[rows].requires_grad_()
+            self.params[name] = param.detach()[rows].requires_grad_(param.requires_grad)
             moments = state.pop(param, {})
-            kept[self.params[name]] = {k: v[rows] if v.dim() else v for k, v in moments.items() if v is not None}
+            if moments:
+                kept[self.params[name]] = {k: v[rows] if v.dim() else v for k, v in moments.items()}
         state.update(kept)
-        self.optimizer.param_groups[0]["params"] = list(self.params.values())
+        self.optimizer.param_groups[0]["params"] = self._trainable()
         self.buffers = {name: b[rows] for name, b in self.buffers.items()}
         self.per_model = {key: value[rows] for key, value in self.per_model.items()}
         self._lay_out_data()

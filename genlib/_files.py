@@ -225,7 +225,10 @@ def _sha256(path: Path) -> str:
 def _unpack(path: Path, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     if path.name.endswith(".tar.gz"):
-        shutil.unpack_archive(path, to.parent, filter="data")
+        with tarfile.open(path) as archive:
+            if hasattr(tarfile, "data_filter"):  # from Python 3.11.4 on
+                archive.extraction_filter = tarfile.data_filter
+            archive.extractall(to.parent)
     elif path.suffix == ".gz":
         with gzip.open(path) as packed, to.with_suffix("").open("wb") as unpacked:
             shutil.copyfileobj(packed, unpacked)

@@ -20,7 +20,7 @@ class StreamedImages:
     """Images that stay in their files: `images[i]` decodes one, `images[indices]` chooses files and reads nothing.
 
     Each is an RGB image, its shorter side resized to `size` pixels, cropped to the centre square and standardised by
-    the channels' mean and deviation over ImageNet.
+    the channels' mean and deviation over ImageNet. A file that is missing, cut short or no image: ValueError.
     """
 
     paths: np.ndarray
@@ -38,8 +38,11 @@ class StreamedImages:
         chosen = self.paths[index.cpu().numpy() if isinstance(index, Tensor) else index]
         if isinstance(chosen, np.ndarray):
             return StreamedImages(chosen, self.size)
-        with Image.open(os.fsdecode(chosen)) as image:
-            return _standardised(self.size)(image.convert("RGB"))
+        try:
+            with Image.open(os.fsdecode(chosen)) as image:
+                return _standardised(self.size)(image.convert("RGB"))
+        except OSError as error:
+            raise ValueError(f"{os.fsdecode(chosen)} is no whole image ({error}); place it anew") from error
 
     def to(self, device) -> "StreamedImages":
         """The same images: their minibatches go to the device of the labels."""

@@ -3,6 +3,8 @@
 import json
 import math
 import platform
+import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from genlib import scale
 __all__ = ["VERDICTS", "Claim", "Claims", "Effect", "records"]
 
 VERDICTS = ("reproduced", "partly", "not at this scale", "contradicted")
+_COLUMNS = ("claim", "part", "effect", "95 % interval", "seeds", "verdict", "of the claim")
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,11 @@ class Claim:
         verdicts = {effect.verdict for effect in self.effects}
         return "open" if not verdicts else verdicts.pop() if len(verdicts) == 1 else "partly"
 
+    def _repr_markdown_(self) -> str:
+        listed = {"": self.criterion} if isinstance(self.criterion, str) else self.criterion
+        parts = [f"*{name}*: {sentence}" if name else sentence for name, sentence in listed.items()]
+        return f"**Claim `{self.id}`** ({self.source}). {self.statement}\n\n**Criterion.** " + "; ".join(parts) + "."
+
     def entry(self) -> dict:
         """What the record keeps of this claim."""
         return {
@@ -124,6 +132,7 @@ class Claims:
         self.chapter = chapter
         self.path = Path(folder) / f"{chapter}.{scale.scale()}.json"
         self.claims: dict[str, Claim] = {}
+        self.started = time.perf_counter()
 
     def state(self, id: str, statement: str, *, source: str, criterion: str | Mapping[str, str]) -> Claim:
         """State a claim and its criterion, before its experiment."""
@@ -132,27 +141,32 @@ class Claims:
         self.claims[id] = Claim(id, statement, source, criterion)
         return self.claims[id]
 
+    def __getitem__(self, id: str) -> Claim:
+        """The claim of that id."""
+        return self.claims[id]
+
     def guard(self, holds: bool, sentence: str) -> None:
         """Fail where a sentence of the text does not hold in this run. It decides no claim; a dry run passes it."""
         if not scale.dry_run() and not holds:
             raise AssertionError(f"{self.chapter}: the text says that {sentence}; this run says otherwise")
 
-    def table(self) -> pd.DataFrame:
-        """One row a claim or sub-claim: what was measured, its interval over seeds, and the verdict."""
+    def table(self, *ids: str) -> pd.DataFrame:
+        """One row a claim or sub-claim of these (default: all): its effect, the interval over seeds, the verdict."""
         rows = [
             {
                 "claim": claim.id,
-                "effect": "" if effect.name == claim.id else effect.name,
-                "measured": f"{effect.mean:.3g}",
+                "part": "" if effect.name == claim.id else effect.name,
+                "effect": f"{effect.mean:.3g}",
                 "95 % interval": "{:.3g} … {:.3g}".format(*effect.interval),
                 "seeds": len(effect.values),
                 "verdict": effect.verdict,
-                "claim's verdict": claim.verdict,
+                "of the claim": claim.verdict,
             }
-            for claim in self.claims.values()
+            for claim in self._in_order()
             for effect in claim.effects
+            if not ids or claim.id in ids
         ]
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=list(_COLUMNS)).set_index(["claim", "part"])
 
     def check(self) -> str:
         """Compare each verdict with the committed record, and say how that went.
@@ -176,9 +190,17 @@ class Claims:
             raise AssertionError(f"{self.path} disagrees with this run:\n" + "\n".join(lines))
         return f"all {len(found)} verdicts are those of the record"
 
+    def _in_order(self) -> list[Claim]:
+        """By paper and number, whatever the order of the chapter's sections."""
+        return sorted(
+            self.claims.values(),
+            key=lambda claim: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", claim.id)],
+        )
+
     def _write(self) -> str:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"environment": _environment(), "claims": [claim.entry() for claim in self.claims.values()]}
+        environment = _environment() | {"seconds": round(time.perf_counter() - self.started, 1)}
+        record = {"environment": environment, "claims": [claim.entry() for claim in self._in_order()]}
         self.path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         return f"wrote {self.path}"
 

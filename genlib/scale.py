@@ -9,7 +9,18 @@ from types import SimpleNamespace
 import pandas as pd
 import torch
 
-__all__ = ["banner", "cache_directory", "device", "dry_run", "recording", "scale", "seeds", "settings", "sources_hash"]
+__all__ = [
+    "banner",
+    "cache_directory",
+    "device",
+    "dry_run",
+    "recording",
+    "scale",
+    "seeds",
+    "settings",
+    "sources_hash",
+    "workers",
+]
 
 SCALES = ("small", "gpu", "paper")
 
@@ -54,6 +65,11 @@ def recording() -> bool:
 def device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def workers() -> int:
+    """How many processes train small networks side by side: one a core without a GPU, one alone with it."""
+    return 1 if device().type == "cuda" else os.cpu_count() or 1
 
 
 def cache_directory() -> Path:

@@ -174,44 +174,40 @@ def _train(jobs: Sequence[Job], plan: Plan, engine_type: type[Single] | type[Sta
     if len({job.stop.every for job in jobs}) > 1:
         raise ValueError("stop.every differs between the networks of a stack; look at all of them after the same steps")
     every = jobs[0].stop.every or max(steps_an_epoch, 10)
-    loss, checkpoint = per_sample_loss(plan.loss), Checkpoint(jobs, plan)
+    checkpoint = Checkpoint(jobs, plan)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), progress(what="steps") as line:
         torch.manual_seed(jobs[0].seed)  # for dropout and augmentation; shuffling has generators of its own
         state = State(engine_type(jobs, plan), [Fate() for _ in jobs], [_generator(job) for job in jobs])
         checkpoint.load(state)
+        next_cap = min((caps[i] for i in state.active), default=0)
         while state.active:
             orders = None
             if plan.batch_size is not None or jobs[0].streamed:
                 orders = [torch.randperm(samples, generator=state.generators[i], device=device) for i in state.active]
-            rows = list(range(len(state.active)))  # of this epoch's batches: those of the networks still there
             state.engine.train(True)
             for inputs, labels in state.engine.minibatches(orders):
-                if len(rows) < len(inputs):
-                    inputs, labels = inputs[rows], labels[rows]
-                if plan.augment is not None:
-                    inputs = plan.augment(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
                 factor = 1.0 if plan.schedule is None else plan.schedule(state.step / steps_an_epoch)
-                state.recent.append(state.engine.step(inputs, labels, loss, factor))
+                state.recent.append(state.engine.step(inputs, labels, factor))
                 state.step += 1
                 line.update()
-                if state.step % every == 0 or any(state.step >= caps[i] for i in state.active):
-                    stay = _check(state, jobs, plan, caps, state.step / steps_an_epoch)
-                    rows = [rows[k] for k in stay]
-                    if not rows:
+                if state.step % every == 0 or state.step >= next_cap:
+                    _check(state, jobs, plan, caps, state.step / steps_an_epoch)
+                    if not state.active:
                         break
+                    next_cap = min(caps[i] for i in state.active)
                     state.engine.train(True)
             checkpoint.save(state)
     return [_run(job, fate) for job, fate in zip(jobs, state.fates, strict=True)]
 
 
-def _check(state: State, jobs: Sequence[Job], plan: Plan, caps: Sequence[float | int], epoch: float) -> list[int]:
-    """Measure all networks of the engine, end those that are done, and say which rows of the engine stay."""
+def _check(state: State, jobs: Sequence[Job], plan: Plan, caps: Sequence[float | int], epoch: float) -> None:
+    """Measure the networks that are training, and end those that are done."""
     engine, loss = state.engine, per_sample_loss(plan.loss)
     engine.train(False)
     columns = [*scores(engine.logits, engine.in_order(test=False), loss)]
     if plan.track_test:
         columns += [*scores(engine.logits, engine.in_order(test=True), loss)]
-    bad = ~torch.stack(state.recent).isfinite()
+    bad = ~torch.stack(state.recent).view(len(state.recent), -1).isfinite()
     columns.append(torch.where(bad.any(0), bad.int().argmax(0), -1))
     stay, names = [], ("loss", "accuracy", "test_loss", "test_accuracy")[: len(columns) - 1]
     for row, (*values, first_bad) in enumerate(torch.stack(columns, 1).tolist()):  # the one host read of a check
@@ -233,7 +229,6 @@ def _check(state: State, jobs: Sequence[Job], plan: Plan, caps: Sequence[float |
     if stay and len(stay) < len(state.active):
         engine.keep(stay)
     state.active = [state.active[row] for row in stay]
-    return stay
 
 
 def _run(job: Job, fate: Fate) -> Run:

@@ -121,4 +121,5 @@ def test_table_has_a_row_a_subclaim(chapter):
     )
     table = chapter.table()
     assert list(table["verdict"]) == ["not at this scale", "not at this scale"]
-    assert list(table["effect"]) == ["a", "b"]
+    assert list(table.index) == [("paper.1", "a"), ("paper.1", "b")]
+    assert chapter.table("paper.2").empty

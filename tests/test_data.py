@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from sklearn.ensemble import ExtraTreesClassifier
 from torchvision import datasets
 
-from genlib import _files, data
+from genlib import _files, _mnist1d, data
 from genlib._mnist1d import _signals
 from genlib._streams import StreamedImages
 from genlib.data import (
@@ -113,6 +113,25 @@ def test_signals_of_mnist1d_are_those_of_the_published_steps(label, padding, shi
     rows = [torch.from_numpy(draw).float()[None] for draw in (background, noise)]
     found = _signals(torch.tensor([label]), *draws, *rows)
     np.testing.assert_allclose(found[0], expected, atol=2e-6)
+
+
+def test_mnist1d_draws_from_the_published_ranges(monkeypatch):
+    drawn = []
+
+    def keep(*arguments):
+        drawn.append(arguments)
+        return _signals(*arguments)
+
+    monkeypatch.setattr(_mnist1d, "_signals", keep)
+    mnist1d(20_000, seed=0)
+    _, padding, shift, gain, slope, background, noise = map(torch.cat, zip(*drawn, strict=True))
+    assert padding.unique().tolist() == list(range(36, 61)) and shift.unique().tolist() == list(range(48))
+    for counts in (padding.flatten().bincount()[36:], shift.flatten().bincount()):
+        assert stats.chisquare(counts.numpy()).pvalue > 1e-4
+    for values, low, width in ((gain, 0.8, 0.4), (slope, -0.375, 0.75)):
+        assert stats.kstest(values.flatten().numpy(), "uniform", args=(low, width)).pvalue > 1e-4
+    for values, deviation in ((background, 0.25), (noise, 0.02)):
+        assert stats.kstest(values[:, 0].numpy(), "norm", args=(0, deviation)).pvalue > 1e-4
 
 
 def test_mnist1d_has_the_means_and_variances_of_the_published_package(published, ours):
@@ -296,6 +315,13 @@ def test_minibatches_of_the_test_set_are_all_of_it():
 def test_labels_and_inputs_that_do_not_match_are_refused(change, message, unchecked):
     with pytest.raises(ValueError, match=message):
         replace(images(), true_labels=None, replaced=None, **change)
+
+
+@pytest.mark.parametrize("field", ["true_labels", "replaced"])
+def test_what_is_remembered_of_other_labels_is_refused(field, unchecked):
+    whole = images()
+    with pytest.raises(ValueError, match="true_labels and replaced need one entry a label"):
+        replace(whole, **{field: getattr(whole, field)[:30]})
 
 
 @pytest.mark.parametrize(
@@ -490,14 +516,15 @@ def test_random_pixels_move_each_image_by_itself():
 def test_gaussian_pixels_have_the_mean_and_variance_of_the_training_inputs():
     generator = torch.Generator().manual_seed(0)
     inputs = 5 + 3 * torch.rand(2000, 3, 4, 4, generator=generator)
+    inputs[:, 1] *= 2  # one mean and one variance for all positions, however these differ
     labels = torch.arange(2000) % 2
     noise = gaussian_pixels(Dataset(inputs, labels, inputs[:500] - 9, labels[:500], ("a", "b")), seed=0)
     for drawn in (noise.inputs, noise.test_inputs):
-        standard = (drawn.flatten().double() - inputs.mean()) / inputs.std()
-        assert stats.kstest(standard.numpy(), "norm").pvalue > 1e-4
-    drawn = noise.inputs.flatten(1)
-    off_diagonal = torch.corrcoef(drawn.T) - torch.eye(48)
-    assert off_diagonal.abs().max() < 5 / 2000**0.5
+        standard = (drawn.double() - inputs.mean()) / inputs.std()
+        for channel in standard.unbind(1):
+            assert stats.kstest(channel.flatten().numpy(), "norm").pvalue > 1e-4
+    correlations = torch.corrcoef(noise.inputs.flatten(1).T) - torch.eye(48)
+    assert correlations.abs().max() < 5 / 2000**0.5
     assert not torch.equal(noise.inputs[:500], noise.test_inputs)
 
 
@@ -760,6 +787,15 @@ def test_a_streamed_image_is_resized_cropped_and_standardised(tmp_path):
     expected = (torch.tensor([1, 0, 0.2]) - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     assert image.shape == (3, 299, 299)
     torch.testing.assert_close(image, expected[:, None, None].expand(3, 299, 299), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [0, 500])
+def test_an_image_cut_short_is_refused_by_name(folders, kept):
+    streamed = load("imagenet", root=folders).inputs
+    path = Path(streamed.paths[3].decode())
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=f"{path} is no whole image"):
+        streamed[3]
 
 
 def test_labels_of_streamed_images_can_be_changed_and_pixels_not(folders):

@@ -57,7 +57,7 @@ def test_fit_is_the_usual_loop(digits, net, name, lr, build):
     usual_loop(other, digits, build(other.parameters()), 64, 10, seed=5)
     assert distance(run.module, other) < 1e-6
     own = fit(net, digits, optimizer=build, lr=lr, batch_size=64, stop=TEN_STEPS, seed=5)
-    assert identical(own.module, run.module)
+    assert distance(own.module, run.module) < 1e-6
 
 
 @pytest.mark.parametrize(
