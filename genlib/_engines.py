@@ -14,7 +14,7 @@ from torch.optim.sgd import sgd
 
 from genlib import scale
 from genlib.data import Dataset
-from genlib.network import Network
+from genlib.network import Network, without_hooks
 
 __all__ = ["Job", "Loss", "Optimizer", "Plan", "Single", "Stack", "Stop", "chunk_size", "per_sample_loss", "scores"]
 
@@ -47,26 +47,38 @@ class Stop:
             raise ValueError(f"stop.accuracy is {self.accuracy}; it is a share, at most 1")
 
 
-class LeanSGD(torch.optim.SGD):
-    """torch's SGD with `update` in place of `step`, whose hooks cost as much as a small network's forward pass."""
+class LeanSGD:
+    """SGD by torch's fused kernel, with what of torch.optim the engines use.
 
+    The hooks around torch.optim's `step` cost as much as a small network's forward pass, and its first use in a process
+    imports a compiler, which takes a second or two.
+    """
+
+    def __init__(self, params: Sequence[Tensor], *, lr: float, momentum: float, weight_decay: float):
+        self.param_groups = [{"params": list(params), "lr": lr}]
+        self.state = {param: {"momentum_buffer": torch.zeros_like(param)} for param in params}
+        self.constants = {"momentum": momentum, "weight_decay": weight_decay}
+
+    @torch.no_grad()
     def update(self, grads: Sequence[Tensor | None]) -> None:
         (group,) = self.param_groups
         used = [(p, g) for p, g in zip(group["params"], grads, strict=True) if g is not None]
-        params = [p for p, _ in used]
+        params, buffers = [p for p, _ in used], [self.state[p]["momentum_buffer"] for p, _ in used]
         # The fused kernel walks through memory: a gradient laid out otherwise than its parameter would be misread.
         grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in used]
-        for param in params:
-            if param not in self.state:
-                self.state[param]["momentum_buffer"] = torch.zeros_like(param)
-        buffers = [self.state[param]["momentum_buffer"] for param in params]
-        keys = ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize")
-        with torch.no_grad():
-            sgd(params, grads, buffers, fused=True, **{key: group[key] for key in keys})
+        rest = {"lr": group["lr"], "dampening": 0.0, "nesterov": False, "maximize": False}
+        sgd(params, grads, buffers, fused=True, **self.constants, **rest)
+
+    def state_dict(self) -> dict:
+        return {"buffers": [self.state[param]["momentum_buffer"] for param in self.param_groups[0]["params"]]}
+
+    def load_state_dict(self, saved: dict) -> None:
+        for param, buffer in zip(self.param_groups[0]["params"], saved["buffers"], strict=True):
+            self.state[param]["momentum_buffer"].copy_(buffer)
 
 
 _OPTIMIZERS = {
-    "sgd": lambda params, momentum, **rest: LeanSGD(params, momentum=momentum, **rest),
+    "sgd": LeanSGD,
     "adam": lambda params, momentum, **rest: torch.optim.Adam(params, betas=(momentum, 0.999), **rest),
     "rmsprop": lambda params, momentum, **rest: torch.optim.RMSprop(params, momentum=momentum, **rest),
     "lbfgs": lambda params, lr, **_: torch.optim.LBFGS(params, lr=lr, line_search_fn="strong_wolfe"),
@@ -142,6 +154,7 @@ class Single:
         (job,) = jobs
         self.plan, self.dataset = plan, job.dataset
         self.module = copy.deepcopy(job.module).to(job.dataset.device)
+        self.forward = without_hooks(self.module)
         params = [p for p in self.module.parameters() if p.requires_grad]
         if callable(plan.optimizer):
             self.optimizer = plan.optimizer(params)
@@ -164,7 +177,7 @@ class Single:
         return ((inputs[None], labels[None]) for inputs, labels in batches)
 
     def logits(self, inputs: Float[Tensor, "1 samples ..."]) -> Float[Tensor, "1 samples classes"]:
-        return self.module(inputs[0])[None]
+        return self.forward(inputs[0])[None]
 
     def step(self, inputs: Tensor, labels: Tensor, factor: float) -> Float[Tensor, ""]:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -172,14 +185,14 @@ class Single:
         if self.plan.augment is not None:
             inputs = self.plan.augment(inputs)
         if isinstance(self.optimizer, LeanSGD):
-            mean = self.mean_loss(self.module(inputs), labels)
+            mean = self.mean_loss(self.forward(inputs), labels)
             params = self.optimizer.param_groups[0]["params"]
             self.optimizer.update(torch.autograd.grad(mean, params, allow_unused=True))
             return mean.detach()
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            mean = self.mean_loss(self.module(inputs), labels)
+            mean = self.mean_loss(self.forward(inputs), labels)
             mean.backward()
             return mean
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
 from genlib import scale
+from genlib.estimates import interval
 
 __all__ = ["VERDICTS", "Claim", "Claims", "Effect", "records"]
 
@@ -49,9 +49,7 @@ class Effect:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the mean."""
-        n = len(self.values)
-        half = stats.t.ppf(0.975, n - 1) * np.std(self.values, ddof=1) / math.sqrt(n) if n > 1 else math.inf
-        return float(self.mean - half), float(self.mean + half)
+        return interval(self.values)
 
     @property
     def verdict(self) -> str:

@@ -1,11 +1,14 @@
 """Values that carry their error and their cost."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 from jaxtyping import Bool, Float
+from scipy import stats
 from torch import Tensor
 
-__all__ = ["Eigenpairs", "Estimate", "Maximum"]
+__all__ = ["Eigenpairs", "Estimate", "Maximum", "interval"]
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,13 @@ class Eigenpairs:
     converged: Bool[Tensor, " k"]
     passes: float
     matvecs: int
+
+
+def interval(values: Iterable[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean, mean ± t(n-1) s/√n; of one value that value twice, for nothing says its spread."""
+    values = np.array(list(values), float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, mean
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean - half, mean + half

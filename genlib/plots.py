@@ -18,9 +18,10 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy import stats
 
-__all__ = ["GREY", "PALETTE", "animate", "curves", "effect_plot", "interval", "style"]
+from genlib.estimates import interval
+
+__all__ = ["GREY", "PALETTE", "animate", "curves", "effect_plot", "style"]
 
 # Text and lines of at least 4:1, colours of at least 3:1 against white and against the book's dark page, #121212.
 # The first four colours are seaborn's `colorblind`; its others are too light for white.
@@ -69,16 +70,6 @@ def style() -> None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats  # comes with IPython, not with genlib
 
         set_matplotlib_formats("svg", metadata={"Date": None})
-
-
-def interval(values: Iterable[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean, mean ± t(n-1) s/√n; of one value that value twice, for nothing says its spread."""
-    values = np.array(list(values), float)
-    mean = values.mean()
-    if len(values) < 2:
-        return mean, mean
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return mean - half, mean + half
 
 
 def curves(

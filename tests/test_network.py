@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from genlib import models
-from genlib.network import Network
+from genlib.network import Network, without_hooks
 
 
 class Residual(nn.Module):
@@ -106,3 +106,14 @@ def test_networks_leave_modules_as_they_were():
     stack.params["head.weight"].add_(1.0)
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert not module.training
+
+
+def test_hooks_run_where_there_are_any():
+    module, inputs = some("dense")
+    assert torch.equal(without_hooks(module)(inputs), module(inputs))
+    seen = []
+    module[1].register_forward_hook(lambda *_: seen.append("called"))
+    without_hooks(module)(inputs)
+    assert seen == ["called"]
+    residual, _ = some("residual")
+    assert without_hooks(residual) is residual

@@ -7,11 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
-from scipy import stats
 
 from genlib import plots
 from genlib.claims import Effect
@@ -111,20 +108,6 @@ def history():
     rows = [(arm, seed, epoch) for arm in ("true", "random") for seed in range(4) for epoch in range(3)]
     table = pd.DataFrame(rows, columns=["arm", "seed", "epoch"])
     return table.assign(loss=generator.normal(1 / (1 + table.epoch), 0.1))
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20))
-def test_interval_is_students(values):
-    if np.ptp(values) == 0:
-        assert plots.interval(values) == pytest.approx((values[0], values[0]))
-    else:
-        expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
-        assert plots.interval(values) == pytest.approx(expected, rel=1e-9, abs=1e-9)
-
-
-def test_interval_by_hand():
-    assert plots.interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
-    assert plots.interval([7.0]) == (7, 7)
 
 
 def test_curves_draw_means_and_student_bands():

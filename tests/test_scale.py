@@ -57,3 +57,9 @@ def test_cache_is_kept_apart_for_other_sources(monkeypatch, tmp_path):
     monkeypatch.setattr(scale, "sources_hash", lambda: "other")
     assert before.parent == tmp_path
     assert scale.cache_directory() != before
+
+
+def test_a_dry_run_gets_two_seeds(monkeypatch):
+    monkeypatch.setenv("GENLIB_SEED", "3")
+    monkeypatch.setenv("GENLIB_DRY_RUN", "1")
+    assert scale.seeds(5) == [3000, 3001]

@@ -9,12 +9,15 @@ In the folder of executed chapters this writes
 
 import base64
 import json
+import os
+import platform
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import nbformat
 import pandas as pd
+import torch
 import yaml
 from repository import chapters
 
@@ -23,7 +26,7 @@ from genlib.claims import VERDICTS
 SUFFIXES = {"image/svg+xml": ".svg", "image/png": ".png"}
 SCALES = ("small", "gpu", "paper")
 TIMES_LINK = "[execution times](execution_times.md)"
-COLOURS = dict(zip(VERDICTS, ("success", "warning", "secondary", "danger"), strict=True))
+COLOURS = dict(zip(VERDICTS, ("success", "warning", "muted", "danger"), strict=True))
 
 
 def assemble(root: Path, scale: str) -> None:
@@ -32,7 +35,7 @@ def assemble(root: Path, scale: str) -> None:
     records = _records(root)
     configure(root / "_config.yml")
     _write_figures(notebooks.values(), root / "chapters/figures")
-    _fill(root / "chapters/scoreboard.md", "the scoreboard", scoreboard(records))
+    _fill(root / "chapters/scoreboard.md", "the scoreboard", scoreboard(notebooks, records))
     _fill(root / "chapters/execution_times.md", "the table of execution times", times_table(notebooks, scale, records))
     for path, notebook in notebooks.items():
         title = notebook.cells[0]
@@ -59,37 +62,42 @@ def run_times(chapter: str, notebook: nbformat.NotebookNode, scale: str, records
 def times_table(notebooks: dict, scale: str, records: dict) -> str:
     """The execution times of all chapters as a table."""
     rows = {f"[](<{path.name}>)": _times(path.stem, notebook, scale, records) for path, notebook in notebooks.items()}
-    return _table(pd.DataFrame(rows).T.rename_axis("Chapter").reset_index())
+    table = _table(pd.DataFrame(rows).T.rename_axis("Chapter").reset_index())
+    return f"{table}\n\nThis build ran the scale `{scale}` on {_machine()}."
 
 
-def scoreboard(records: dict) -> str:
+def scoreboard(notebooks: dict, records: dict) -> str:
     """Counts of the verdicts, then a table of claims for each record."""
     if not records:
         return "No chapter has recorded its claims yet."
     verdicts = pd.Series([claim["verdict"] for record in records.values() for claim in record["claims"]])
     counts = verdicts.value_counts().reindex(VERDICTS, fill_value=0)
     parts = [_table(pd.DataFrame({"Verdict": map(_badge, counts.index), "Claims": counts.astype(str)}))]
+    titles = {path.stem: notebook.cells[0].source.splitlines()[0] for path, notebook in notebooks.items()}
     for (chapter, scale), record in records.items():
         rows = pd.DataFrame([_claim_row(claim) for claim in record["claims"]])
-        parts.append(f"## [](<{chapter}.ipynb>), scale `{scale}`\n\n{_table(rows)}")
+        parts.append(
+            f"#{titles[chapter]}, at the scale `{scale}`\n\nDecided in [](<{chapter}.ipynb>).\n\n{_table(rows)}"
+        )
     return "\n\n".join(parts)
 
 
 def _claim_row(claim: dict) -> dict[str, str]:
-    criterion, figure = claim["criterion"], claim["figure"]
-    listed = {claim["id"]: criterion} if isinstance(criterion, str) else criterion
-    measured = {name: _measured(claim["measured"][name], claim["interval"][name]) for name in listed}
+    id, criterion = claim["id"], claim["criterion"]
+    criteria = {id: criterion} if isinstance(criterion, str) else criterion
+    measured = {name: _measured(claim, name) for name in criteria}
+    figure = f" {{numref}}`{claim['figure']}`" if claim["figure"] else ""
     return {
-        "Claim": f"`{claim['id']}`: {claim['statement']} ({claim['source']})",
-        "Criterion": _lines(listed, claim["id"]),
-        "Measured, 95 % interval": _lines(measured, claim["id"]) + f" over {len(claim['seeds'])} seeds",
-        "Verdict": _badge(claim["verdict"]) + (f" {{numref}}`{figure}`" if figure else ""),
+        "Claim": f"{_badge(claim['verdict'])}<br>`{id}`: {claim['statement']} ({claim['source']}){figure}",
+        "Criterion": _lines(criteria, id),
+        "Measured, with 95 % interval": f"{_lines(measured, id)}<br>{len(claim['seeds'])} seeds",
     }
 
 
-def _measured(mean: float, interval: list[float]) -> str:
-    low, high = interval
-    return f"{mean:.3g} ({low:.3g} … {high:.3g})"
+def _measured(claim: dict, name: str) -> str:
+    low, high = claim["interval"][name]
+    verdict = "" if name == claim["id"] else f", {claim['verdicts'][name]}"
+    return f"{claim['measured'][name]:.3g} ({low:.3g} … {high:.3g}){verdict}"
 
 
 def _lines(parts: dict[str, str], id: str) -> str:
@@ -106,6 +114,12 @@ def _times(chapter: str, notebook: nbformat.NotebookNode, scale: str, records: d
     recorded = {s: records.get((chapter, s), {}).get("environment", {}).get("seconds") for s in SCALES}
     recorded[scale] = seconds(notebook)
     return {s: "not measured yet" if time is None else _duration(time) for s, time in recorded.items()}
+
+
+def _machine() -> str:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, {gpu}, {versions}"
 
 
 def _duration(time: float) -> str:
@@ -136,9 +150,8 @@ def configure(path: Path) -> None:
     config["execute"]["execute_notebooks"] = "off"
     html = config["html"]
     if url := config["repository"]["url"]:
-        html["extra_footer"] = html["extra_footer"].replace(
-            '<a class="report">', f'<a class="report" href="{url}/issues">'
-        )
+        report = '<span class="report">Open an issue</span>'
+        html["extra_footer"] = html["extra_footer"].replace(report, f'<a href="{url}/issues">Open an issue</a>')
     else:
         # The theme takes an empty address for an error rather than for none.
         del config["launch_buttons"]

@@ -38,9 +38,12 @@ def notebook_faults(notebook: NotebookNode, setup_cell: str) -> Iterator[str]:
     """What a chapter's source does against the house rules."""
     cells = notebook.cells
     yield from _frame_faults(notebook, setup_cell)
+    in_solution = False
     for number, cell in enumerate(cells):
         if cell.cell_type == "code":
-            yield from (f"cell {number}: {fault}" for fault in _cell_faults(cell))
+            yield from (f"cell {number}: {fault}" for fault in _cell_faults(cell, in_solution))
+        else:
+            in_solution = (in_solution or "{solution-start}" in cell.source) and "{solution-end}" not in cell.source
     yield from _prose_faults(cells)
     yield from _exercise_faults(cells)
 
@@ -111,12 +114,12 @@ def _frame_faults(notebook: NotebookNode, setup_cell: str) -> Iterator[str]:
         yield "cells lack ids or share them"
 
 
-def _cell_faults(cell: NotebookNode) -> Iterator[str]:
+def _cell_faults(cell: NotebookNode, in_solution: bool) -> Iterator[str]:
     if cell.outputs or cell.execution_count is not None:
         yield "output is committed"
     if unknown := _tags(cell) - TAGS:
         yield f"tags that are not allowed: {', '.join(sorted(unknown))}"
-    if _visible(cell) and len(_lines(cell)) > MOST_LINES:
+    if _visible(cell) and not in_solution and len(_lines(cell)) > MOST_LINES:
         yield f"{len(_lines(cell))} visible lines, more than {MOST_LINES}"
     for pattern, why in FORBIDDEN.items():
         if found := re.search(pattern, cell.source):

@@ -46,7 +46,7 @@ def test_round_trip_changes_nothing_else(copy):
 
 def test_only_the_address_changes(copy):
     before = _contents(copy)
-    set_address(copy, HERE)
+    set_address(copy, "https://github.com/somewhere/else")
     for path, after in _contents(copy).items():
         changed = [line for line in after.splitlines() if line not in before[path].splitlines()]
         assert len(changed) == 1, path.name

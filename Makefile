@@ -1,0 +1,99 @@
+# `make` lists the commands. Each works from a bare clone: it creates .venv first, once.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# What the chapters read. Finished work of `make book` is kept in GENLIB_CACHE; the tests start from an empty one.
+export GENLIB_SCALE ?= small
+export GENLIB_SEED  ?= 0
+export GENLIB_CACHE ?= $(CURDIR)/.cache
+
+BOOK     := build/book
+EMPTY    := $(CURDIR)/build/empty-cache
+NBMAKE   := $(BIN)/pytest --nbmake --nbmake-timeout
+SOURCES  := $(wildcard genlib/*.py chapters/*.ipynb chapters/claims/*.json chapters/records/*)
+PAGES    := $(wildcard chapters/*.md chapters/*.bib chapters/_static/*) _config.yml _toc.yml tests/book/assemble.py
+
+.PHONY: help book test test-all lint unit dry-runs lab bench record repository clean always
+.DELETE_ON_ERROR:
+
+help:  ## list these commands
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@echo
+	@echo "GENLIB_SCALE=small|gpu|paper and GENLIB_SEED=0,1,2,… choose the size and the seeds of 'make book'."
+
+book: _build/.complete  ## run every chapter and leave the book in _build/html/index.html
+	@echo "The book: _build/html/index.html"
+
+test: $(VENV)/.installed lint unit  ## everything that gates a change: lint, unit tests, chapters, a fresh book, its pages
+	rm -rf $(BOOK) _build/.complete $(EMPTY)
+	$(MAKE) --no-print-directory book GENLIB_CACHE=$(EMPTY)
+	$(BIN)/pytest tests/book/test_pages.py
+	$(MAKE) --no-print-directory dry-runs
+
+test-all: test  ## `test`, and the claims again on five fresh blocks of seeds
+	for seed in 1 2 3 4 5; do \
+	    rm -rf $(EMPTY); \
+	    GENLIB_SEED=$$seed GENLIB_CACHE=$(EMPTY) $(NBMAKE)=600 chapters || exit 1; \
+	done
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/codespell
+
+unit: $(VENV)/.installed
+	$(BIN)/pytest --ignore=tests/book/test_pages.py
+
+dry-runs: $(VENV)/.installed
+	for scale in gpu paper; do \
+	    rm -rf $(EMPTY); \
+	    GENLIB_DRY_RUN=1 GENLIB_SCALE=$$scale GENLIB_CACHE=$(EMPTY) $(NBMAKE)=300 chapters || exit 1; \
+	done
+
+lab: $(VENV)/.installed  ## open the chapters in JupyterLab
+	$(BIN)/jupyter lab chapters
+
+bench: $(VENV)/.installed  ## time the kernels against their peers and write tests/benchmarks/record.json
+	$(BIN)/python -m tests.benchmarks
+
+record: $(VENV)/.installed  ## run the chapters and write their claims to chapters/claims
+	GENLIB_RECORD=1 $(NBMAKE)=1000000 chapters
+
+repository: $(VENV)/.installed  ## set the repository's address: make repository URL=https://github.com/owner/name
+	@$(BIN)/python tests/book/repository.py "$(URL)"
+
+clean:  ## remove the built book and what runs left behind; .venv and the data stay
+	rm -rf _build build dist *.egg-info .cache chapters/.cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12")'
+	@echo "Installing into $(VENV): some minutes and about 7 GB, once."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The chapters run in a copy, so that the sources hold no outputs; the book is then built from that copy.
+# Sphinx reports a warning only when it reads a page anew: the folders it remembers by go first.
+_build/.complete: $(BOOK)/.executed $(PAGES)
+	rm -rf _build/html _build/.doctrees
+	cp _config.yml _toc.yml $(BOOK)
+	cp -R chapters/*.md chapters/*.bib chapters/_static $(BOOK)/chapters
+	$(BIN)/python tests/book/assemble.py $(BOOK) $(GENLIB_SCALE)
+	$(BIN)/jupyter-book build $(BOOK) --path-output . --quiet -W --keep-going -n
+	@touch $@
+
+$(BOOK)/.executed: $(VENV)/.installed $(SOURCES) $(BOOK).knobs
+	rm -rf $(BOOK)
+	mkdir -p $(BOOK)/chapters
+	cp -R chapters/* $(BOOK)/chapters
+	$(NBMAKE)=1000000 --overwrite $(BOOK)/chapters
+	@touch $@
+
+# Rewritten only when the scale or the seeds change, so that the chapters then run again.
+$(BOOK).knobs: always
+	@mkdir -p $(@D)
+	@echo "$(GENLIB_SCALE) $(GENLIB_SEED) $(GENLIB_DRY_RUN)" > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
