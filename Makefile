@@ -56,10 +56,10 @@ lab: $(VENV)/.installed  ## open the chapters in JupyterLab
 	$(BIN)/jupyter lab chapters
 
 bench: $(VENV)/.installed  ## time the kernels against their peers and write tests/benchmarks/record.json
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python tests/benchmarks
 
-record: $(VENV)/.installed  ## run the chapters and write their claims to chapters/claims
-	GENLIB_RECORD=1 $(NBMAKE)=1000000 chapters
+record: $(VENV)/.installed  ## run the chapters on seed block 1 and write their claims to chapters/claims
+	GENLIB_RECORD=1 GENLIB_SEED=1 $(NBMAKE)=1000000 chapters
 
 repository: $(VENV)/.installed  ## set the repository's address: make repository URL=https://github.com/owner/name
 	@$(BIN)/python tests/book/repository.py "$(URL)"

@@ -298,3 +298,16 @@ def test_convolutions_and_wide_layers_loop_on_a_cpu(digits):
     assert not train._loop_is_faster(job(models.mlp(64, 10, width=64, seed=0)))
     assert train._loop_is_faster(job(models.mlp(64, 10, width=512, seed=0)))
     assert train._loop_is_faster(job(nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten())))
+
+
+def test_killing_a_loop_of_networks_loses_none_that_had_finished(digits, tmp_path):
+    nets = [models.mlp(64, 10, width=8, seed=s) for s in range(3)]
+    fading = Fading()
+    kwargs = {"lr": 0.1, "batch_size": 64, "stop": Stop(epochs=2), "schedule": fading, "checkpoint": tmp_path}
+    fading.limit = 20  # of 8 steps a network: in the middle of the third
+    with pytest.raises(Killed):
+        fit_many(nets, digits, stacked=False, **kwargs)
+    fading.calls, fading.limit = 0, math.inf
+    runs = fit_many(nets, digits, stacked=False, **kwargs)
+    assert fading.calls == 8
+    assert [run.steps for run in runs] == [8, 8, 8]
