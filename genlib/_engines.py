@@ -129,6 +129,10 @@ class Job:
             raise ValueError("dataset has no training samples")
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; it must be positive")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must not be negative")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise ValueError(f"seed is {self.seed!r}; it must be a whole number")
 
     @property
     def streamed(self) -> bool:
@@ -148,7 +152,7 @@ class Job:
 
 
 class Single:
-    """One network with torch's own optimizer. Batches, losses and scores have a leading model axis of length one."""
+    """One network. What it gives to be scored has a leading model axis of length one, as a stack's has."""
 
     def __init__(self, jobs: Sequence[Job], plan: Plan):
         (job,) = jobs

@@ -255,6 +255,8 @@ def test_dry_run_takes_two_steps(digits, net, monkeypatch):
         ({"loss": "hinge"}, "loss is 'hinge'; choose cross_entropy or mse"),
         ({"lr": 0.0}, "lr is 0.0; it must be positive"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"seed": True}, "seed is True; it must be a whole number"),
         ({"optimizer": "lbfgs", "batch_size": 10}, "full batch"),
     ],
 )
