@@ -154,8 +154,8 @@ class Claims:
             {
                 "claim": claim.id,
                 "part": "" if effect.name == claim.id else effect.name,
-                "effect": f"{effect.mean:.3g}",
-                "95 % interval": "{:.3g} … {:.3g}".format(*effect.interval),
+                "effect": f"{effect.mean:.2g}",
+                "95 % interval": "{:.2g}\u00a0…\u00a0{:.2g}".format(*effect.interval),
                 "seeds": len(effect.values),
                 "verdict": effect.verdict,
                 "of the claim": claim.verdict,

@@ -101,7 +101,7 @@ def settings(*, small: dict, gpu: dict, paper: dict) -> SimpleNamespace:
 def banner() -> str:
     """One line that says what this run is: scale, seeds, device, and whether it is a dry run."""
     where = device()
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {os.cpu_count()} cores"
     dry = " · DRY RUN: two steps a training, nothing below means anything" if dry_run() else ""
     kept = ""
     if on_colab() and not Path("/content/drive/MyDrive").is_dir():
