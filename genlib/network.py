@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-__all__ = ["Layer", "Network", "Params", "without_hooks"]
+__all__ = ["Layer", "Network", "Params", "require_one_shape", "without_hooks"]
 
 Params = dict[str, Tensor]
 
@@ -96,16 +96,7 @@ class Network:
         """The networks of same-shaped modules as one, with a leading model axis on every parameter and buffer."""
         if isinstance(modules, Network):
             return modules
-        if not modules:
-            raise ValueError("modules is empty; a stack needs at least one network")
-        first = _shapes(modules[0])
-        for i, module in enumerate(modules):
-            if (shapes := _shapes(module)) != first:
-                odd = next((n for n in {**first, **shapes} if first.get(n) != shapes.get(n)), "their type")
-                raise ValueError(
-                    f"modules[{i}] differs from modules[0] in {odd} ({shapes.get(odd)} against {first.get(odd)}); "
-                    "a stack holds networks of one shape: stack each shape by itself"
-                )
+        require_one_shape(modules)
         params, buffers = stack_module_state(list(modules))
         params = {name: p.detach() for name, p in params.items()}
         skeleton = copy.deepcopy(modules[0])
@@ -155,6 +146,20 @@ class Network:
         if unknown := [layer.name for layer in self.layers if layer.kind == "unknown"]:
             raise ValueError(
                 f"network: the operations {', '.join(unknown)} are unknown; this measure needs to know them"
+            )
+
+
+def require_one_shape(modules: Sequence[nn.Module]) -> None:
+    """Refuse modules that can't be stacked: none at all, or one that differs from the first in a layer or a shape."""
+    if not modules:
+        raise ValueError("modules is empty; a stack needs at least one network")
+    first = _shapes(modules[0])
+    for i, module in enumerate(modules):
+        if (shapes := _shapes(module)) != first:
+            odd = next(name for name in {**first, **shapes} if first.get(name) != shapes.get(name))
+            raise ValueError(
+                f"modules[{i}] differs from modules[0] in {odd} ({shapes.get(odd)} against {first.get(odd)}); "
+                "a stack holds networks of one shape: stack each shape by itself"
             )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from genlib._checkpoint import Checkpoint, Fate, State
 from genlib._engines import Job, Loss, Optimizer, Plan, Single, Stack, Stop, chunk_size, per_sample_loss, scores
 from genlib.data import Dataset
-from genlib.network import Network
+from genlib.network import require_one_shape
 from genlib.progress import progress
 
 __all__ = ["Run", "Runs", "Stop", "evaluate", "fit", "fit_many"]
@@ -129,7 +129,7 @@ def fit_many(
     as in `fit`.
     """
     modules = list(modules)
-    Network.stack(modules)  # refuses networks of different shapes, whichever way they are trained
+    require_one_shape(modules)
     plan = Plan(optimizer, momentum, batch_size, loss, schedule, augment, track_test, checkpoint)
     columns = {"datasets": datasets, "lr": lr, "weight_decay": weight_decay, "stop": stop, "seed": seed}
     columns["seed"] = range(len(modules)) if seed is None else seed
