@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from genlib import scale
-from genlib.data import Dataset
+from genlib.data import BLOCK_BYTES, Dataset
 from genlib.network import Network, without_hooks
 
 __all__ = ["Job", "Loss", "Optimizer", "Plan", "Single", "Stack", "Stop", "chunk_size", "per_sample_loss", "scores"]
@@ -269,8 +269,8 @@ class Stack:
         all_inputs, all_labels = self.inputs, self.labels
         order, row = torch.stack(orders), torch.arange(len(all_labels), device=all_labels.device)[:, None]
         size = self.plan.batch_size
-        # One gather serves many steps, as long as it stays under 64 MB.
-        block = size * max(1, 2**24 // (size * len(all_labels) * all_inputs[0, 0].numel()))
+        bytes_a_step = size * len(all_labels) * all_inputs[0, 0].nbytes
+        block = size * max(1, BLOCK_BYTES // bytes_a_step)  # one gather serves many steps
         for index in order.split(block, dim=1):
             inputs, labels = all_inputs[row, index], all_labels[row, index]
             for batch in zip(inputs.split(size, dim=1), labels.split(size, dim=1), strict=True):

@@ -237,14 +237,16 @@ def _dense_steps(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
 
 
 def _dense_stack(steps: list[tuple[str, nn.Module]], params: Params, inputs: Tensor, inputs_of_each: bool) -> Tensor:
-    # Batched products by hand: vmap reaches the same ones in 1.4 times the time on small networks.
+    # Batched products by hand: vmap reaches the same ones in 1.4 times the time on small networks. Samples come last, so
+    # that the gradients of the weights come out laid out as the weights are.
     models = next(iter(params.values())).shape[0]
     x = inputs if inputs_of_each else inputs.expand(models, *inputs.shape)
-    x = x.flatten(2)
+    x = x.flatten(2).transpose(1, 2)
     for name, layer in steps:
-        if isinstance(layer, nn.Linear):
-            weight = params[f"{name}.weight"].transpose(1, 2)
-            x = torch.baddbmm(params[f"{name}.bias"].unsqueeze(1), x, weight) if layer.bias is not None else x @ weight
-        else:
+        if not isinstance(layer, nn.Linear):
             x = layer(x)
-    return x
+        elif layer.bias is None:
+            x = params[f"{name}.weight"] @ x
+        else:
+            x = torch.baddbmm(params[f"{name}.bias"].unsqueeze(2), params[f"{name}.weight"], x)
+    return x.transpose(1, 2)

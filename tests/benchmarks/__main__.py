@@ -20,7 +20,9 @@ def main() -> None:
     environment = machine | {"python": platform.python_version(), "torch": torch.__version__}
     record = {"environment": environment, "rows": [row.entry() for row in rows]}
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
-    print(pd.DataFrame(record["rows"]).assign(met=[row.met for row in rows]).to_string(index=False))
+    table = pd.DataFrame(record["rows"]).assign(met=[row.met for row in rows])
+    table["times the limit"] = (table.passes / table.limit_passes).round(2)
+    print(table.to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class Row:
         return {key: float(f"{v:.3g}") if isinstance(v, float) else v for key, v in asdict(self).items()}
 
 
-def medians(*functions: Callable[[], object], repeats: int = 7) -> list[float]:
+def medians(*functions: Callable[[], object], repeats: int = 5) -> list[float]:
     """Median CPU seconds of each function, after one round to warm up."""
     clock = time.process_time if not torch.cuda.is_available() else _synchronized
     times = [[] for _ in functions]

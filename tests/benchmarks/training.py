@@ -16,8 +16,8 @@ def rows() -> list[Row]:
     """All rows of this file."""
     return [
         fit_row(),
-        fit_many_row(width=64, depth=2, batch_size=32, steps=60, at_least=4.0),
-        fit_many_row(width=64, depth=2, batch_size=64, steps=60, at_least=2.5),
+        fit_many_row(width=64, depth=2, batch_size=32, steps=300, at_least=4.0),
+        fit_many_row(width=64, depth=2, batch_size=64, steps=300, at_least=2.5),
         fit_many_row(width=512, depth=1, batch_size=64, steps=30, at_least=1 / 1.1),
     ]
 
