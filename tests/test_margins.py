@@ -1,0 +1,241 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from genlib import margins, models, norms
+from genlib.network import Network
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.norm, self.relu, self.head = nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Linear(3, 4)
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        x = torch.relu(x + self.norm(self.second(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class Untraceable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x) if float(x.detach().sum()) > -1e30 else x
+
+
+def case(name, seed=0):
+    torch.manual_seed(seed)
+    module = {
+        "dense": lambda: models.mlp(5, 4, width=7, depth=2, seed=seed),
+        "residual": lambda: Residual().eval(),
+        "untraceable": Untraceable,
+    }[name]()
+    shape = {"dense": (5,), "residual": (2, 4, 4), "untraceable": (4,)}[name]
+    return module, torch.randn(9, *shape), torch.randint(3, (9,))
+
+
+NAMES = ["dense", "residual", "untraceable"]
+
+
+def by_hand(logits, label):
+    return logits[label] - max(logits[k] for k in range(len(logits)) if k != label)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_output_margins_are_the_label_against_its_strongest_rival(name):
+    module, inputs, labels = case(name)
+    logits = module(inputs).detach()
+    expected = torch.stack([by_hand(row, label) for row, label in zip(logits, labels.tolist(), strict=True)])
+    for chunk_size in (1024, 4):
+        torch.testing.assert_close(margins.output_margins(module, inputs, labels, chunk_size=chunk_size), expected)
+    right = logits.argmax(1) == labels
+    assert torch.equal(margins.output_margins(module, inputs, labels) > 0, right)
+
+
+def gradient_norm(rest, activation, label):
+    """‖∂m/∂h‖ by central differences, coordinate by coordinate, in float64."""
+    flat, step = activation.flatten(), 1e-6
+    moved = flat + step * torch.cat([torch.eye(len(flat)), -torch.eye(len(flat))]).double()
+    with torch.no_grad():
+        m = torch.stack([by_hand(row, label) for row in rest(moved.view(-1, *activation.shape))])
+    up, down = m.chunk(2)
+    return ((up - down) / (2 * step)).norm()
+
+
+def test_layer_margins_by_finite_differences():
+    module, inputs, labels = case("residual")
+    module, inputs = module.double(), inputs.double()
+    with torch.no_grad():
+        hidden = torch.relu(module.first(inputs))
+        pooled = torch.relu(hidden + module.norm(module.second(hidden))).mean((2, 3))
+    stages = [
+        (inputs, module),
+        (hidden, lambda h: module.head(torch.relu(h + module.norm(module.second(h))).mean((2, 3)))),
+        (pooled, module.head),
+    ]
+    output = margins.output_margins(module, inputs, labels)
+    measured = margins.layer_margins(module, inputs, labels)
+    assert measured.shape == (3, 9)
+    for row, (activations, rest) in zip(measured, stages, strict=True):
+        norm = torch.stack([gradient_norm(rest, h, y) for h, y in zip(activations, labels.tolist(), strict=True)])
+        torch.testing.assert_close(row, output / norm, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layer_margins_in_chunks_and_one_backward_pass_for_all(name):
+    module, inputs, labels = case(name)
+    calls = []
+    linear = next(part for part in module.modules() if isinstance(part, nn.Linear))
+    linear.register_full_backward_hook(lambda *_: calls.append("backward"))
+    whole = margins.layer_margins(module, inputs, labels)
+    assert len(calls) == 1
+    torch.testing.assert_close(margins.layer_margins(module, inputs, labels, chunk_size=4), whole)
+
+
+def test_of_a_linear_network_the_margin_is_the_distance_to_the_boundary():
+    layer = nn.Linear(3, 2, bias=False)
+    layer.weight.data = torch.tensor([[1.0, 2.0, 2.0], [0.0, 0.0, 0.0]])
+    measured = margins.layer_margins(layer, torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([0]))
+    assert measured.tolist() == [[1.0]]
+
+
+def test_no_gradient_gives_an_infinite_margin_and_never_nan():
+    module = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3))
+    with torch.no_grad():
+        module[0].bias.fill_(-100)
+        module[2].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    first, second = margins.layer_margins(module, torch.zeros(2, 2), torch.tensor([0, 1]))
+    assert first.tolist() == [torch.inf, -torch.inf]
+    assert second.isfinite().all()
+    nn.init.zeros_(module[2].bias)
+    assert margins.layer_margins(module, torch.zeros(1, 2), torch.tensor([0]))[0].tolist() == [0.0]
+
+
+@given(seed=st.integers(0, 99), c=st.floats(0.1, 10))
+def test_margins_scale_and_rescaled_units_keep_them(seed, c):
+    module, inputs, labels = case("dense", seed)
+    output, layers = margins.output_margins(module, inputs, labels), margins.layer_margins(module, inputs, labels)
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        other[1].weight.mul_(c)
+        other[1].bias.mul_(c)
+        other[3].weight.div_(c)
+    torch.testing.assert_close(margins.output_margins(other, inputs, labels), output, rtol=1e-3, atol=1e-5)
+    rescaled = margins.layer_margins(other, inputs, labels)
+    factors = torch.tensor([1.0, c, 1.0])[:, None]
+    torch.testing.assert_close(rescaled, layers * factors, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        module[5].weight.mul_(c)
+        module[5].bias.mul_(c)
+    torch.testing.assert_close(margins.output_margins(module, inputs, labels), c * output, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(margins.layer_margins(module, inputs, labels), layers, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dense", "residual"])
+@pytest.mark.parametrize("measure", [margins.output_margins, margins.layer_margins])
+def test_a_stack_gives_one_value_a_model(name, measure):
+    modules = [case(name, seed)[0] for seed in range(3)]
+    _, inputs, labels = case(name)
+    each = torch.stack([measure(module, inputs, labels) for module in modules])
+    torch.testing.assert_close(measure(Network.stack(modules), inputs, labels), each, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("measure", [margins.output_margins, margins.layer_margins])
+def test_everything_is_left_as_it_was(name, measure):
+    module, inputs, labels = case(name)
+    before, x, state = copy.deepcopy(module.state_dict()), inputs.clone(), torch.random.get_rng_state()
+    with torch.no_grad():
+        first = measure(module, inputs, labels)
+    assert torch.equal(first, measure(Network.of(module), inputs, labels.to(torch.int32)))
+    assert torch.equal(state, torch.random.get_rng_state()) and torch.equal(x, inputs) and not inputs.requires_grad
+    assert all(torch.equal(before[key], tensor) for key, tensor in module.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in module.parameters())
+    assert not any(part._forward_pre_hooks for part in module.modules())
+    assert not first.requires_grad
+    assert measure(copy.deepcopy(module).double(), inputs.double(), labels).dtype == torch.float64
+    half = copy.deepcopy(module).to(torch.bfloat16)
+    upcast = measure(copy.deepcopy(half).float(), inputs, labels)
+    torch.testing.assert_close(measure(half, inputs, labels), upcast)
+
+
+@given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=20), st.sampled_from([0, 5, 10, 37.5, 100]))
+def test_percentiles_are_numpys(values, percent):
+    measured = margins.margin_percentile(torch.tensor([values, values]), percent)
+    expected = np.percentile(np.array(values), percent)
+    np.testing.assert_allclose(measured.numpy(), [expected, expected], rtol=1e-5, atol=1e-6)
+
+
+def test_percentiles_of_infinite_margins():
+    some = torch.tensor([torch.inf, -torch.inf, 1.0, torch.inf, -torch.inf])
+    assert [margins.margin_percentile(some, p).item() for p in (0, 10, 40, 50, 60, 100)] == [
+        *(-torch.inf, -torch.inf, -torch.inf, 1.0, torch.inf, torch.inf)
+    ]
+
+
+def test_a_negative_percentile_is_shown_and_refused_as_a_divisor():
+    module, inputs, _ = case("dense")
+    wrong = (module(inputs).argmax(1) + 1) % 4
+    lowest = margins.margin_percentile(margins.output_margins(module, inputs, wrong), 10)
+    assert lowest < 0
+    with pytest.raises(ValueError, match=r"margin is -.*misclassified.*train further, or take a higher percentile"):
+        margins.require_positive(lowest)
+    assert margins.require_positive(torch.tensor(0.5)) == 0.5
+    with pytest.raises(ValueError, match="margin is nan"):
+        margins.require_positive(torch.tensor(torch.nan))
+
+
+def test_normalized_margins_are_bartletts_and_do_not_see_the_scale_of_a_layer():
+    start, (module, inputs, labels) = case("dense", 1)[0], case("dense")
+    measured = margins.normalized_margins(module, start, inputs, labels)
+    complexity = norms.spectral_complexity(module, start, input_shape=(5,))
+    expected = margins.output_margins(module, inputs, labels) / (complexity * inputs.norm() / 9)
+    torch.testing.assert_close(measured, expected.float(), rtol=1e-4, atol=0)
+    with torch.no_grad():
+        for network in (module, start):
+            network[5].weight.mul_(7)
+            network[5].bias.mul_(7)
+    torch.testing.assert_close(margins.normalized_margins(module, start, inputs, labels), measured, rtol=1e-4, atol=0)
+    with pytest.raises(ValueError, match="initial equals network"):
+        margins.normalized_margins(module, module, inputs, labels)
+
+
+REFUSED = {
+    "training mode": (Residual(), torch.ones(2, 2, 4, 4), torch.tensor([0, 1]), "BatchNorm in training mode"),
+    "empty": (nn.Linear(3, 2), torch.ones(0, 3), torch.tensor([], dtype=torch.int64), "inputs is empty"),
+    "labels of another length": (nn.Linear(3, 2), torch.ones(4, 3), torch.tensor([0, 1]), "labels has the shape"),
+    "one-hot labels": (nn.Linear(3, 2), torch.ones(4, 3), torch.ones(4, 2), "whole numbers"),
+    "a label too large": (nn.Linear(3, 2), torch.ones(2, 3), torch.tensor([0, 2]), "labels must lie between 0 and 1"),
+    "a negative label": (nn.Linear(3, 2), torch.ones(2, 3), torch.tensor([0, -1]), "labels must lie between 0 and 1"),
+    "one output": (nn.Linear(3, 1), torch.ones(2, 3), torch.tensor([0, 0]), "2 or more classes"),
+    "not a number": (nn.Linear(3, 2), torch.full((2, 3), torch.nan), torch.tensor([0, 1]), "not finite"),
+}
+
+
+@pytest.mark.parametrize("measure", [margins.output_margins, margins.layer_margins])
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_refused_by_name(name, measure):
+    module, inputs, labels, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        measure(module, inputs, labels)
+
+
+def test_a_network_without_layers_and_other_bad_options_are_refused():
+    module, inputs, labels = case("dense")
+    with pytest.raises(ValueError, match="no dense or convolution layer"):
+        margins.layer_margins(nn.ReLU(), inputs, labels)
+    with pytest.raises(ValueError, match="chunk_size is 0"):
+        margins.output_margins(module, inputs, labels, chunk_size=0)
+    with pytest.raises(ValueError, match="margins is empty"):
+        margins.margin_percentile(torch.ones(0))
+    with pytest.raises(ValueError, match="percent is 101"):
+        margins.margin_percentile(torch.ones(3), 101)
