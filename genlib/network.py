@@ -134,10 +134,11 @@ class Network:
         return call(params, buffers, inputs)
 
     def require_eval(self) -> None:
-        """Refuse normalization in training mode, whose output for one sample depends on the rest of the batch."""
+        """Refuse BatchNorm and dropout in training mode: one's output depends on the batch, the other's on chance."""
         for name, module in self.module.named_modules():
-            if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
-                raise ValueError(f"network: {name} is BatchNorm in training mode; call module.eval() before measuring")
+            if module.training and isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
+                kind = "dropout" if isinstance(module, nn.modules.dropout._DropoutNd) else "BatchNorm"
+                raise ValueError(f"network: {name} is {kind} in training mode; call module.eval() before measuring")
 
     def require_known(self) -> None:
         """Refuse a network with an operation that the table of operations doesn't hold, by name."""
@@ -227,13 +228,12 @@ def _dense_steps(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
     """The layers of a Sequential that holds nothing but dense and elementwise layers, else None."""
     if not isinstance(module, nn.Sequential):
         return None
-    steps = [
-        (name, layer)
-        for name, layer in module.named_children()
-        if not (type(layer) is nn.Flatten and layer.start_dim == 1)
-    ]
+    # Not named_children, which leaves out a layer that it has met before.
+    every = module._modules.items()
+    steps = [(name, layer) for name, layer in every if not (type(layer) is nn.Flatten and layer.start_dim == 1)]
+    linear = [layer for _, layer in steps if type(layer) is nn.Linear]
     dense = all(type(layer) is nn.Linear or type(layer) in _ELEMENTWISE for _, layer in steps)
-    return steps if dense else None
+    return steps if dense and len(set(linear)) == len(linear) else None
 
 
 def _dense_stack(steps: list[tuple[str, nn.Module]], params: Params, inputs: Tensor, inputs_of_each: bool) -> Tensor:

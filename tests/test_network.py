@@ -84,6 +84,8 @@ def test_an_unknown_operation_is_named():
 def test_training_mode_and_weights_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match=r"norm is BatchNorm in training mode; call module\.eval"):
         Network.of(Residual().train()).require_eval()
+    with pytest.raises(ValueError, match=r"3 is dropout in training mode; call module\.eval"):
+        Network.of(models.mlp(3, 2, width=4, dropout=0.5, seed=0).train()).require_eval()
     broken = models.mlp(3, 2, width=4, seed=0)
     with torch.no_grad():
         next(broken.parameters())[0, 0] = torch.nan
@@ -117,3 +119,15 @@ def test_hooks_run_where_there_are_any():
     assert seen == ["called"]
     residual, _ = some("residual")
     assert without_hooks(residual) is residual
+
+
+def test_a_stack_runs_a_layer_as_often_as_it_stands_there():
+    def shared(seed):
+        torch.manual_seed(seed)
+        act, twice = nn.Tanh(), nn.Linear(4, 4)
+        return nn.Sequential(twice, act, twice, act, nn.Linear(4, 2))
+
+    modules, x = [shared(0), shared(1)], torch.randn(5, 4)
+    stack = Network.stack(modules)
+    expected = torch.stack([module(x) for module in modules])
+    torch.testing.assert_close(stack.apply(stack.params, x), expected, rtol=1e-5, atol=1e-6)
