@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from genlib import scale
+from genlib._losses import MEANS, Loss, SampleLoss, per_sample_loss
 from genlib.data import BLOCK_BYTES, Dataset
 from genlib.network import Network, without_hooks
 
-__all__ = ["Job", "Loss", "Optimizer", "Plan", "Single", "Stack", "Stop", "chunk_size", "per_sample_loss", "scores"]
+__all__ = ["Job", "Optimizer", "Plan", "Single", "Stack", "Stop", "chunk_size", "scores"]
 
-SampleLoss = Callable[[Tensor, Tensor], Tensor]
-Loss = str | SampleLoss
 Optimizer = str | Callable[[list[Tensor]], torch.optim.Optimizer]
 
 
@@ -83,11 +81,6 @@ _OPTIMIZERS = {
     "rmsprop": lambda params, momentum, **rest: torch.optim.RMSprop(params, momentum=momentum, **rest),
     "lbfgs": lambda params, lr, **_: torch.optim.LBFGS(params, lr=lr, line_search_fn="strong_wolfe"),
 }
-_LOSSES = {
-    "cross_entropy": lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"),
-    "mse": lambda logits, labels: (logits - F.one_hot(labels, logits.shape[-1])).square().mean(-1),
-}
-_MEANS = {_LOSSES["cross_entropy"]: F.cross_entropy}  # in one operation instead of two
 
 
 @dataclass(frozen=True)
@@ -167,7 +160,7 @@ class Single:
             self.optimizer = build(params, lr=job.lr, momentum=plan.momentum, weight_decay=job.weight_decay)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         loss = per_sample_loss(plan.loss)
-        self.mean_loss = _MEANS.get(loss, lambda logits, labels: loss(logits, labels).mean())
+        self.mean_loss = MEANS.get(loss, lambda logits, labels: loss(logits, labels).mean())
 
     def minibatches(self, orders: list[Tensor] | None) -> Iterable[tuple[Tensor, Tensor]]:
         if orders is None:
@@ -336,13 +329,6 @@ class Stack:
         for name, tensor in {**self.params, **self.buffers}.items():
             tensor.data.copy_(state["tensors"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-def per_sample_loss(loss: Loss) -> SampleLoss:
-    """The function from logits and labels to one loss a sample that `loss` names."""
-    if not callable(loss) and loss not in _LOSSES:
-        raise ValueError(f"loss is {loss!r}; choose {' or '.join(_LOSSES)}, or give a function to one loss a sample")
-    return loss if callable(loss) else _LOSSES[loss]
 
 
 def losses_of(logits: Tensor, labels: Tensor, loss: SampleLoss) -> Float[Tensor, "models samples"]:

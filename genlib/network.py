@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-__all__ = ["Layer", "Network", "Params", "require_one_shape", "without_hooks"]
+__all__ = ["ELEMENTWISE", "Layer", "Network", "Params", "require_one_shape", "without_hooks"]
 
 Params = dict[str, Tensor]
 
@@ -211,7 +211,7 @@ def _kind(operation: nn.Module | Callable | str) -> str:
     return next((kind for kind, table in tables.items() if key in table), "unknown")
 
 
-_ELEMENTWISE = (
+ELEMENTWISE = (
     nn.ReLU,
     nn.ReLU6,
     nn.LeakyReLU,
@@ -232,7 +232,7 @@ def _dense_steps(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
     every = module._modules.items()
     steps = [(name, layer) for name, layer in every if not (type(layer) is nn.Flatten and layer.start_dim == 1)]
     linear = [layer for _, layer in steps if type(layer) is nn.Linear]
-    dense = all(type(layer) is nn.Linear or type(layer) in _ELEMENTWISE for _, layer in steps)
+    dense = all(type(layer) is nn.Linear or type(layer) in ELEMENTWISE for _, layer in steps)
     return steps if dense and len(set(linear)) == len(linear) else None
 
 

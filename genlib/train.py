@@ -14,7 +14,8 @@ from joblib import Parallel, delayed
 from torch import Tensor, nn
 
 from genlib._checkpoint import Checkpoint, Fate, State
-from genlib._engines import Job, Loss, Optimizer, Plan, Single, Stack, Stop, chunk_size, per_sample_loss, scores
+from genlib._engines import Job, Optimizer, Plan, Single, Stack, Stop, chunk_size, scores
+from genlib._losses import Loss, per_sample_loss
 from genlib.data import Dataset
 from genlib.network import require_one_shape
 from genlib.progress import progress

@@ -8,7 +8,7 @@ import pytest
 
 GENLIB = Path(__file__).parents[1] / "genlib"
 LAYERS = [
-    "network estimates scale progress data augment models _files _mnist1d _streams",
+    "network estimates scale progress data augment models _losses _files _mnist1d _streams",
     "norms margins sensitivity curvature sharpness pac_bayes _weights _operators _paths",
     "optimizers train landscape ranking _engines _checkpoint",
     "measures sweep",
