@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim.sgd import sgd
 
 from genlib import scale
 from genlib._losses import MEANS, Loss, SampleLoss, per_sample_loss
@@ -64,8 +63,8 @@ class LeanSGD:
         params, buffers = [p for p, _ in used], [self.state[p]["momentum_buffer"] for p, _ in used]
         # The fused kernel walks through memory: a gradient laid out otherwise than its parameter would be misread.
         grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in used]
-        rest = {"lr": group["lr"], "dampening": 0.0, "nesterov": False, "maximize": False}
-        sgd(params, grads, buffers, fused=True, **self.constants, **rest)
+        rest = {"lr": group["lr"], "dampening": 0.0, "nesterov": False, "maximize": False, "is_first_step": False}
+        torch._fused_sgd_(params, grads, buffers if self.constants["momentum"] else [], **self.constants, **rest)
 
     def state_dict(self) -> dict:
         return {"buffers": [self.state[param]["momentum_buffer"] for param in self.param_groups[0]["params"]]}
