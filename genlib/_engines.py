@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from genlib import scale
-from genlib._losses import MEANS, Loss, SampleLoss, per_sample_loss
+from genlib._losses import MEANS, Loss, SampleLoss, per_sample_loss, sample_losses
 from genlib.data import BLOCK_BYTES, Dataset
-from genlib.network import Network, without_hooks
+from genlib.network import Network, over_models, without_hooks
 
 __all__ = ["Job", "Optimizer", "Plan", "Single", "Stack", "Stop", "chunk_size", "scores"]
 
@@ -279,13 +279,13 @@ class Stack:
     def step(self, inputs: Tensor, labels: Tensor, factor: float) -> Float[Tensor, " models"]:
         if self.plan.augment is not None:
             inputs = self.plan.augment(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
-        params, each = self._trainable(), losses_of(self.logits(inputs), labels, self.loss).mean(1)
+        params, each = self._trainable(), sample_losses(self.loss, self.logits(inputs), labels).mean(1)
         grads = torch.autograd.grad(each.sum(), params)
         self.optimizer.param_groups[0]["lr"] = self.rate * factor
         with torch.no_grad():
             if "weight_decay" in self.per_model:
                 decay = self.per_model["weight_decay"]
-                grads = [grad.addcmul(p, _over_models(decay, p)) for p, grad in zip(params, grads, strict=True)]
+                grads = [grad.addcmul(p, over_models(decay, p)) for p, grad in zip(params, grads, strict=True)]
             before = [param.clone() for param in params] if "lr" in self.per_model else []
             if isinstance(self.optimizer, LeanSGD):
                 self.optimizer.update(grads)
@@ -294,7 +294,7 @@ class Stack:
                     param.grad = grad
                 self.optimizer.step()
             for old, param in zip(before, params, strict=False):
-                param.copy_(old.lerp_(param, _over_models(self.per_model["lr"], param)))
+                param.copy_(old.lerp_(param, over_models(self.per_model["lr"], param)))
         return each.detach()
 
     def train(self, training: bool) -> None:
@@ -330,11 +330,6 @@ class Stack:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def losses_of(logits: Tensor, labels: Tensor, loss: SampleLoss) -> Float[Tensor, "models samples"]:
-    """One loss a network and sample."""
-    return loss(logits.flatten(0, 1), labels.flatten()).view(labels.shape)
-
-
 @torch.no_grad()
 def scores(
     logits: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], loss: SampleLoss
@@ -343,7 +338,7 @@ def scores(
     total, samples = 0.0, 0
     for inputs, labels in batches:
         z = logits(inputs)
-        parts = [losses_of(z, labels, loss), (z.argmax(-1) == labels).to(z.dtype)]
+        parts = [sample_losses(loss, z, labels), (z.argmax(-1) == labels).to(z.dtype)]
         total, samples = total + torch.stack([part.double().sum(1) for part in parts]), samples + labels.shape[1]
     return total / samples
 
@@ -358,7 +353,3 @@ def _stack(tensors: list[Tensor]) -> Tensor:
     if all(tensor is tensors[0] for tensor in tensors):
         return tensors[0].expand(len(tensors), *tensors[0].shape)
     return torch.stack(tensors)
-
-
-def _over_models(values: Float[Tensor, " models"], like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))

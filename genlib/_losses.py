@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["MEANS", "Loss", "SampleLoss", "per_sample_loss", "zero_one_loss"]
+__all__ = ["MEANS", "Loss", "SampleLoss", "per_sample_loss", "sample_losses", "zero_one_loss"]
 
 SampleLoss = Callable[[Tensor, Tensor], Tensor]
 Loss = str | SampleLoss
@@ -30,3 +30,14 @@ def per_sample_loss(loss: Loss, *, error: bool = False) -> SampleLoss:
     if not callable(loss) and loss not in known:
         raise ValueError(f"loss is {loss!r}; choose {' or '.join(known)}, or give a function to one loss a sample")
     return loss if callable(loss) else known[loss]
+
+
+def sample_losses(
+    loss: SampleLoss, logits: Float[Tensor, "*models n classes"], labels: Int[Tensor, "..."]
+) -> Float[Tensor, "*models n"]:
+    """One loss a sample, and a network of a stack; labels [n] are shared."""
+    shape = logits.shape[:-1]
+    values = loss(logits.flatten(0, -2), labels.expand(shape).flatten())
+    if values.shape != (shape.numel(),):
+        raise ValueError(f"loss gives shape {tuple(values.shape)}; it must give one number a sample")
+    return values.view(shape)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from genlib._weights import BATCH_NORM, CONVOLUTIONS, TRANSPOSED, FoldedWeight
+from genlib.network import over_models
 
 __all__ = [
     "OperatorNorm",
@@ -158,10 +159,8 @@ def _circular_norm(
     kernel = (weight / scale).flatten(3).movedim(3, 1).unflatten(2, (operation.groups, -1)).flatten(3)
     kernel = kernel.transpose(1, 2).to(torch.promote_types(weight.dtype, torch.complex64))
     half = (sizes[0] // 2 + 1, *sizes[1:])
-    steps = torch.tensor(
-        [dilation / n for dilation, n in zip(operation.dilation, sizes, strict=True)], dtype=torch.float64
-    )
-    taps = _grid(operation.kernel_size, weight.device) * steps.to(weight.device)
+    taps = _grid(operation.kernel_size, weight.device)
+    taps = taps * taps.new_tensor([dilation / n for dilation, n in zip(operation.dilation, sizes, strict=True)])
     turns = _grid(half, weight.device) @ taps.T
     waves = torch.polar(torch.ones_like(turns), -2 * math.pi * turns).to(kernel.dtype)
     matrix = (weight.shape[1] // operation.groups, weight.shape[2])
@@ -239,10 +238,6 @@ def _normalized(x: Tensor) -> tuple[Tensor, Tensor]:
     """x / ‖x‖ and ‖x‖ of each model; zero stays zero, for Lanczos is done with a model whose images run out."""
     norm = torch.linalg.vector_norm(x.flatten(1), dim=1)
     return x / over_models(torch.where(norm > 0, norm, 1), x), norm
-
-
-def over_models(values: Tensor, x: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (x.ndim - 1))
 
 
 def _top_of_bidiagonal(alphas: np.ndarray, betas: np.ndarray) -> tuple[float, float]:

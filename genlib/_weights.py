@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import vmap
 
+from genlib._precision import upcast, upcast_network
 from genlib.network import Network, Params
 
 __all__ = [
@@ -21,7 +22,6 @@ __all__ = [
     "checked_shape",
     "folded_weights",
     "layer_input_shapes",
-    "upcast",
     "weight_differences",
     "weighted_layers",
 ]
@@ -135,7 +135,8 @@ def _folds_into(before: fx.Node, layers: dict[str, _Layer], norm: nn.Module) -> 
 
 
 def folded_weights(network: Network) -> list[FoldedWeight]:
-    tensors = {name: upcast(tensor) for name, tensor in {**network.buffers, **network.params}.items()}
+    network = upcast_network(network)
+    tensors = {**network.buffers, **network.params}
     if network.size is None:
         tensors = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
     weights = [_weight(layer, network, tensors) for layer in weighted_layers(network)]
@@ -192,10 +193,6 @@ def _join(name: str, part: str) -> str:
 def by_groups(operation: nn.Module, weight: Tensor) -> Float[Tensor, "models groups inputs outputs *taps"]:
     """The weights of a transposed convolution by groups: torch keeps them as [inputs, outputs a group, taps]."""
     return weight.unflatten(1, (operation.groups, -1))
-
-
-def upcast(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def checked_shape(input_shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,17 +4,27 @@ import copy
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from genlib.network import Network, Params
+from genlib._objective import batches, measurable, require_classes, require_finite
+from genlib._precision import full_precision
+from genlib.network import Network
 from genlib.norms import log_spectral_complexity
 
-__all__ = ["layer_margins", "margin_percentile", "normalized_margins", "output_margins", "require_positive"]
+__all__ = [
+    "layer_margins",
+    "margin_percentile",
+    "margins_of_logits",
+    "normalized_margins",
+    "output_margins",
+    "require_positive",
+]
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 
 
+@full_precision()
 def output_margins(
     network: nn.Module | Network, inputs: Float[Tensor, "samples ..."], labels: Tensor, *, chunk_size: int = 1024
 ) -> Float[Tensor, "*models samples"]:
@@ -23,18 +33,14 @@ def output_margins(
     `labels` [samples], whole numbers from 0 to classes - 1; `chunk_size` samples at a time. Cost: one forward pass.
     BatchNorm in training mode, empty or mismatched data, labels out of range, logits not finite: ValueError.
     """
-    network = Network.of(network)
-    inputs = _checked(network, inputs, labels)
+    network, inputs = _measurable(network, inputs, labels, chunk_size)
     with torch.no_grad():
-        logits = [
-            network.apply(_upcast(network.params), x, buffers=_upcast(network.buffers))
-            for x in _chunks(inputs, chunk_size)
-        ]
-    logits = torch.cat(logits, -2)
-    _require_labels(logits, labels)
-    return _require_finite(_margins(logits, labels))
+        logits = torch.cat([network.apply(network.params, x) for x, _ in batches(inputs, labels, chunk_size)], -2)
+    require_classes(logits, labels, network.size, at_least=2)
+    return require_finite(margins_of_logits(logits, labels), "margin")
 
 
+@full_precision()
 def layer_margins(
     network: nn.Module | Network, inputs: Float[Tensor, "samples ..."], labels: Tensor, *, chunk_size: int = 256
 ) -> Float[Tensor, "*models layers samples"]:
@@ -46,15 +52,19 @@ def layer_margins(
     Cost: a forward and one backward pass for all layers together. A stack takes its networks one by one.
     Errors as `output_margins`; a network with no dense or convolution layer: ValueError.
     """
-    network = Network.of(network)
-    inputs = _checked(network, inputs, labels)
-    if network.size is None:
-        return _of_layers(network, _upcast(network.params), _upcast(network.buffers), inputs, labels, chunk_size)
-    rows = []
-    for i in range(network.size):
-        params, buffers = ({name: t[i] for name, t in _upcast(ts).items()} for ts in (network.params, network.buffers))
-        rows.append(_of_layers(network, params, buffers, inputs, labels, chunk_size))
-    return torch.stack(rows)
+    network, inputs = _measurable(network, inputs, labels, chunk_size)
+    models = [None] if network.size is None else range(network.size)
+    rows = [_of_layers(_copy(network, model), inputs, labels, chunk_size) for model in models]
+    return rows[0] if network.size is None else torch.stack(rows)
+
+
+def margins_of_logits(
+    logits: Float[Tensor, "*models samples classes"], labels: Int[Tensor, " samples"]
+) -> Float[Tensor, "*models samples"]:
+    """f(x)_y - max_{k≠y} f(x)_k where the logits f(x) are at hand already."""
+    label = labels.long().expand(logits.shape[:-1]).unsqueeze(-1)
+    rivals = logits.scatter(-1, label, -torch.inf)
+    return logits.gather(-1, label).squeeze(-1) - rivals.max(-1).values
 
 
 def margin_percentile(margins: Float[Tensor, "*models samples"], percent: float | int = 10) -> Float[Tensor, "*models"]:
@@ -105,25 +115,38 @@ def normalized_margins(
     return (margins.double() * (-log_scale).exp().unsqueeze(-1)).to(margins.dtype)
 
 
-def _of_layers(
-    network: Network, params: Params, buffers: Params, inputs: Tensor, labels: Tensor, chunk_size: int
-) -> Float[Tensor, "layers samples"]:
-    # A copy that shares every tensor: the hooks are its own, and its parameters ask for no gradient.
-    lent = {**{name: nn.Parameter(p, requires_grad=False) for name, p in params.items()}, **buffers}
-    originals = {**dict(network.module.named_parameters()), **dict(network.module.named_buffers())}
-    module = copy.deepcopy(network.module, {id(tensor): lent[name] for name, tensor in originals.items()})
+def _measurable(
+    network: nn.Module | Network, inputs: Tensor, labels: Tensor, chunk_size: int
+) -> tuple[Network, Tensor]:
+    if labels.dim() == 2 and not labels.dtype.is_floating_point:
+        raise ValueError(f"labels has the shape {tuple(labels.shape)}; margins take [samples], which a stack shares")
+    return measurable(network, inputs, labels, chunk_size)
+
+
+def _copy(network: Network, model: int | None) -> nn.Module:
+    """A copy that shares every tensor: the hooks are its own, and its parameters ask for no gradient."""
+    params, buffers = (
+        {name: tensor if model is None else tensor[model] for name, tensor in tensors.items()}
+        for tensors in (network.params, network.buffers)
+    )
+    lent = buffers | {name: nn.Parameter(p, requires_grad=False) for name, p in params.items()}
+    originals = dict(network.module.named_buffers()) | dict(network.module.named_parameters())
+    return copy.deepcopy(network.module, {id(tensor): lent[name] for name, tensor in originals.items()})
+
+
+def _of_layers(module: nn.Module, inputs: Tensor, labels: Tensor, chunk_size: int) -> Float[Tensor, "layers samples"]:
     met: list[Tensor] = []
     for layer in module.modules():
         if isinstance(layer, _WEIGHTED):
             layer.register_forward_pre_hook(lambda _, args: met.append(args[0]))
     rows, outputs = [], []
-    for x, y in zip(_chunks(inputs, chunk_size), labels.split(chunk_size), strict=True):
+    for x, y in batches(inputs, labels, chunk_size):
         with torch.enable_grad():
             # A clone, for an operation in place may not touch a leaf.
-            logits = module(x.detach().requires_grad_().clone())
+            logits = module(x.requires_grad_().clone())
             if not rows:
-                _require_labels(logits.detach(), labels)
-            m = _margins(logits, y)
+                require_classes(logits, labels, None, at_least=2)
+            m = margins_of_logits(logits, y)
             if not met:
                 raise ValueError("network: it has no dense or convolution layer, so it has no layer margins")
             gradients = torch.autograd.grad(m.sum(), met, materialize_grads=True)
@@ -132,54 +155,5 @@ def _of_layers(
         outputs.append(m)
         norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
         rows.append(torch.where((m == 0) & (norms == 0), 0, m / norms))
-    _require_finite(torch.cat(outputs))
+    require_finite(torch.cat(outputs), "margin")
     return torch.cat(rows, 1)
-
-
-def _margins(logits: Float[Tensor, "*models samples classes"], labels: Tensor) -> Float[Tensor, "*models samples"]:
-    label = labels.long().expand(logits.shape[:-1]).unsqueeze(-1)
-    rivals = logits.scatter(-1, label, -torch.inf)
-    return logits.gather(-1, label).squeeze(-1) - rivals.max(-1).values
-
-
-def _checked(network: Network, inputs: Tensor, labels: Tensor) -> Tensor:
-    """The inputs in the precision of the weights."""
-    network.require_eval()
-    if len(inputs) == 0:
-        raise ValueError("inputs is empty; give at least one sample")
-    if labels.shape != inputs.shape[:1] or labels.dtype.is_floating_point or labels.dtype == torch.bool:
-        raise ValueError(
-            f"labels has the shape {tuple(labels.shape)} and type {labels.dtype} for {len(inputs)} inputs; "
-            "it must be whole numbers [samples]"
-        )
-    dtype = next((t.dtype for t in _upcast(network.params).values() if t.is_floating_point()), inputs.dtype)
-    return inputs.detach().to(dtype)
-
-
-def _require_labels(logits: Tensor, labels: Tensor) -> None:
-    classes = logits.shape[-1]
-    if logits.shape[-2] < 1 or logits.ndim not in (2, 3) or classes < 2:
-        raise ValueError(
-            f"network: its output has the shape {tuple(logits.shape)}; margins need [samples, 2 or more classes]"
-        )
-    if not ((labels >= 0) & (labels < classes)).all():
-        raise ValueError(f"labels must lie between 0 and {classes - 1}, the classes of this network")
-
-
-def _require_finite(margins: Tensor) -> Tensor:
-    if not margins.isfinite().all():
-        raise ValueError(
-            "inputs give logits that are not finite; look for such values in the inputs, or measure earlier"
-        )
-    return margins
-
-
-def _chunks(inputs: Tensor, chunk_size: int) -> tuple[Tensor, ...]:
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
-    return inputs.split(chunk_size)
-
-
-def _upcast(tensors: Params) -> Params:
-    half = (torch.float16, torch.bfloat16)
-    return {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in tensors.items()}

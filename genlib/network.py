@@ -11,7 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-__all__ = ["ELEMENTWISE", "Layer", "Network", "Params", "require_one_shape", "without_hooks"]
+__all__ = [
+    "ELEMENTWISE",
+    "Layer",
+    "Network",
+    "Params",
+    "dense_steps",
+    "over_models",
+    "require_one_shape",
+    "without_hooks",
+]
 
 Params = dict[str, Tensor]
 
@@ -24,19 +33,8 @@ _LINEAR = {
     *(torch.flatten, torch.cat, torch.add, torch.mean, operator.add, operator.iadd, operator.sub, operator.getitem),
     *(F.linear, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.pad),
     *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-    *(
-        "flatten",
-        "view",
-        "reshape",
-        "mean",
-        "sum",
-        "size",
-        "permute",
-        "transpose",
-        "squeeze",
-        "unsqueeze",
-        "contiguous",
-    ),
+    *("flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous"),
+    *("mean", "sum", "size"),
 }
 _PIECEWISE_LINEAR = {
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.Hardsigmoid),
@@ -86,8 +84,7 @@ class Network:
             return module
         params = {name: p.detach() for name, p in module.named_parameters()}
         buffers = {name: b.detach() for name, b in module.named_buffers()}
-        if bad := [name for name, p in params.items() if p.is_floating_point() and not p.isfinite().all()]:
-            raise ValueError(f"network: the weights of {', '.join(bad)} are not finite; measure it before it diverged")
+        _require_finite(params)
         graph = _trace(module)
         return cls(module, params, buffers, graph, _layers(module, graph))
 
@@ -99,6 +96,7 @@ class Network:
         require_one_shape(modules)
         params, buffers = stack_module_state(list(modules))
         params = {name: p.detach() for name, p in params.items()}
+        _require_finite(params)
         skeleton = copy.deepcopy(modules[0])
         graph = _trace(skeleton)
         return cls(skeleton, params, buffers, graph, _layers(skeleton, graph), size=len(modules))
@@ -124,7 +122,7 @@ class Network:
         buffers = self.buffers if buffers is None else buffers
         if self.size is None:
             return functional_call(self.module, (params, buffers), (inputs,))
-        if (steps := _dense_steps(self.module)) is not None:
+        if (steps := dense_steps(self.module)) is not None:
             return _dense_stack(steps, params, inputs, inputs_of_each)
         call = vmap(
             lambda p, b, x: functional_call(self.module, (p, b), (x,)),
@@ -182,6 +180,20 @@ def without_hooks(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return forward
 
 
+def over_models(values: Tensor, like: Tensor) -> Tensor:
+    """One value a model, to be broadcast over a tensor of the stack; a single value as it is."""
+    return values.view(-1, *[1] * (like.dim() - 1)) if values.dim() else values
+
+
+def _require_finite(params: Params) -> None:
+    floating = {name: p for name, p in params.items() if p.is_floating_point()}
+    if not floating:
+        return
+    finite = torch.stack([p.isfinite().all() for p in floating.values()]).tolist()  # the one host read
+    if bad := [name for name, good in zip(floating, finite, strict=True) if not good]:
+        raise ValueError(f"network: the weights of {', '.join(bad)} are not finite; measure it before it diverged")
+
+
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...] | str]:
     kinds = {f"the module {name!r}": str(m) for name, m in module.named_modules() if not list(m.children())}
     return kinds | {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
@@ -212,28 +224,29 @@ def _kind(operation: nn.Module | Callable | str) -> str:
 
 
 ELEMENTWISE = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.Hardtanh,
-    nn.Hardsigmoid,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.Softplus,
-    nn.Identity,
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, nn.Hardsigmoid),
+    *(nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity),
 )
 
 
-def _dense_steps(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
-    """The layers of a Sequential that holds nothing but dense and elementwise layers, else None."""
-    if not isinstance(module, nn.Sequential):
+def dense_steps(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
+    """The layers of a Sequential of dense layers, each used once, and elementwise ones alone, else None.
+
+    Flattening and dropout out of training are left out.
+    """
+    if type(module).forward is not nn.Sequential.forward:
         return None
     # Not named_children, which leaves out a layer that it has met before.
-    every = module._modules.items()
-    steps = [(name, layer) for name, layer in every if not (type(layer) is nn.Flatten and layer.start_dim == 1)]
+    steps = [(name, layer) for name, layer in module._modules.items() if not _changes_nothing(layer)]
     linear = [layer for _, layer in steps if type(layer) is nn.Linear]
     dense = all(type(layer) is nn.Linear or type(layer) in ELEMENTWISE for _, layer in steps)
     return steps if dense and len(set(linear)) == len(linear) else None
+
+
+def _changes_nothing(layer: nn.Module) -> bool:
+    """Whether samples that are flat already pass a layer as they are."""
+    whole = type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)
+    return whole or (type(layer) is nn.Dropout and not layer.training)
 
 
 def _dense_stack(steps: list[tuple[str, nn.Module]], params: Params, inputs: Tensor, inputs_of_each: bool) -> Tensor:

@@ -19,6 +19,7 @@ from genlib._operators import (
     spectral_norm,
 )
 from genlib._paths import PathSum
+from genlib._precision import full_precision, upcast
 from genlib._weights import (
     CONVOLUTIONS,
     REGISTERED,
@@ -26,7 +27,6 @@ from genlib._weights import (
     checked_shape,
     folded_weights,
     layer_input_shapes,
-    upcast,
     weight_differences,
     weighted_layers,
 )
@@ -87,6 +87,7 @@ def group_norms(network: nn.Module | Network, p: float | int, q: float | int) ->
     return _each(network, [group_norm(weight, p, q) for weight in folded_weights(network)])
 
 
+@full_precision()
 def spectral_norms(
     network: nn.Module | Network, *, input_shape: tuple[int, ...], rtol: float = 1e-4
 ) -> Float[Tensor, "*models layers"]:
@@ -103,6 +104,7 @@ def spectral_norms(
     return _each(network, [spectral_norm(weight, shapes, rtol) for weight in folded_weights(network)])
 
 
+@full_precision()
 def stable_ranks(
     network: nn.Module | Network, *, input_shape: tuple[int, ...], rtol: float = 1e-4
 ) -> Float[Tensor, "*models layers"]:
@@ -122,6 +124,7 @@ def log_product(norms: Float[Tensor, "*models layers"]) -> Float[Tensor, "*model
     return norms.double().log().sum(-1)
 
 
+@full_precision()
 def distances(
     network: nn.Module | Network,
     initial: nn.Module | Network,
@@ -185,6 +188,7 @@ def log_frobenius_complexity(
     return math.log(len(outputs)) + log_product(spectral) + 0.5 * (outputs * ratios**2).sum(-1).log()
 
 
+@full_precision()
 def log_path_norm(
     network: nn.Module | Network, *, input_shape: tuple[int, ...], p: float | int = 2
 ) -> Float[Tensor, "*models"]:
@@ -226,6 +230,7 @@ def path_norm(
     return log_path_norm(network, input_shape=input_shape, p=p).exp()
 
 
+@full_precision()
 def conv_norm(
     convolution: nn.Module, input_shape: tuple[int, ...], *, rtol: float = 1e-4, max_passes: int = 4000
 ) -> OperatorNorm:

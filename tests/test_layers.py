@@ -8,10 +8,11 @@ import pytest
 
 GENLIB = Path(__file__).parents[1] / "genlib"
 LAYERS = [
-    "network estimates scale progress data augment models _losses _files _mnist1d _streams",
-    "norms margins sensitivity curvature sharpness pac_bayes _weights _operators _paths",
+    "network estimates scale progress data augment models _losses _precision _files _mnist1d _streams",
+    "norms margins sensitivity curvature sharpness pac_bayes _weights _operators _paths "
+    "_objective _noise _ascent _divergences _sigma",
     "optimizers train landscape ranking _engines _checkpoint",
-    "measures sweep",
+    "measures sweep _shared",
     "claims plots",
 ]
 LAYER = {module: number for number, line in enumerate(LAYERS) for module in line.split()}

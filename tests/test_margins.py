@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from cases import Residual, Untraceable, rescaled, unchanged
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -11,35 +12,14 @@ from genlib import margins, models, norms
 from genlib.network import Network
 
 
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
-        self.norm, self.relu, self.head = nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Linear(3, 4)
-
-    def forward(self, x):
-        x = self.relu(self.first(x))
-        x = torch.relu(x + self.norm(self.second(x)))
-        return self.head(x.mean((2, 3)))
-
-
-class Untraceable(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.layer(x) if float(x.detach().sum()) > -1e30 else x
-
-
 def case(name, seed=0):
     torch.manual_seed(seed)
     module = {
         "dense": lambda: models.mlp(5, 4, width=7, depth=2, seed=seed),
         "residual": lambda: Residual().eval(),
-        "untraceable": Untraceable,
+        "untraceable": lambda: Untraceable(nn.Linear(4, 3)),
     }[name]()
-    shape = {"dense": (5,), "residual": (2, 4, 4), "untraceable": (4,)}[name]
+    shape = {"dense": (5,), "residual": (3, 4, 4), "untraceable": (4,)}[name]
     return module, torch.randn(9, *shape), torch.randint(3, (9,))
 
 
@@ -124,15 +104,11 @@ def test_no_gradient_gives_an_infinite_margin_and_never_nan():
 def test_margins_scale_and_rescaled_units_keep_them(seed, c):
     module, inputs, labels = case("dense", seed)
     output, layers = margins.output_margins(module, inputs, labels), margins.layer_margins(module, inputs, labels)
-    other = copy.deepcopy(module)
-    with torch.no_grad():
-        other[1].weight.mul_(c)
-        other[1].bias.mul_(c)
-        other[3].weight.div_(c)
+    other = rescaled(module, [torch.full((7,), c)])
     torch.testing.assert_close(margins.output_margins(other, inputs, labels), output, rtol=1e-3, atol=1e-5)
-    rescaled = margins.layer_margins(other, inputs, labels)
+    moved = margins.layer_margins(other, inputs, labels)
     factors = torch.tensor([1.0, c, 1.0])[:, None]
-    torch.testing.assert_close(rescaled, layers * factors, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(moved, layers * factors, rtol=1e-3, atol=1e-4)
     with torch.no_grad():
         module[5].weight.mul_(c)
         module[5].bias.mul_(c)
@@ -153,14 +129,9 @@ def test_a_stack_gives_one_value_a_model(name, measure):
 @pytest.mark.parametrize("measure", [margins.output_margins, margins.layer_margins])
 def test_everything_is_left_as_it_was(name, measure):
     module, inputs, labels = case(name)
-    before, x, state = copy.deepcopy(module.state_dict()), inputs.clone(), torch.random.get_rng_state()
-    with torch.no_grad():
+    with unchanged(module, inputs), torch.no_grad():
         first = measure(module, inputs, labels)
-    assert torch.equal(first, measure(Network.of(module), inputs, labels.to(torch.int32)))
-    assert torch.equal(state, torch.random.get_rng_state()) and torch.equal(x, inputs) and not inputs.requires_grad
-    assert all(torch.equal(before[key], tensor) for key, tensor in module.state_dict().items())
-    assert all(p.grad is None and p.requires_grad for p in module.parameters())
-    assert not any(part._forward_pre_hooks for part in module.modules())
+        assert torch.equal(first, measure(Network.of(module), inputs, labels.to(torch.int32)))
     assert not first.requires_grad
     assert measure(copy.deepcopy(module).double(), inputs.double(), labels).dtype == torch.float64
     half = copy.deepcopy(module).to(torch.bfloat16)
@@ -210,12 +181,12 @@ def test_normalized_margins_are_bartletts_and_do_not_see_the_scale_of_a_layer():
 
 
 REFUSED = {
-    "training mode": (Residual(), torch.ones(2, 2, 4, 4), torch.tensor([0, 1]), "BatchNorm in training mode"),
+    "training mode": (Residual(), torch.ones(2, 3, 4, 4), torch.tensor([0, 1]), "BatchNorm in training mode"),
     "empty": (nn.Linear(3, 2), torch.ones(0, 3), torch.tensor([], dtype=torch.int64), "inputs is empty"),
     "labels of another length": (nn.Linear(3, 2), torch.ones(4, 3), torch.tensor([0, 1]), "labels has the shape"),
     "one-hot labels": (nn.Linear(3, 2), torch.ones(4, 3), torch.ones(4, 2), "whole numbers"),
-    "a label too large": (nn.Linear(3, 2), torch.ones(2, 3), torch.tensor([0, 2]), "labels must lie between 0 and 1"),
-    "a negative label": (nn.Linear(3, 2), torch.ones(2, 3), torch.tensor([0, -1]), "labels must lie between 0 and 1"),
+    "a label too large": (nn.Linear(3, 2), torch.ones(2, 3), torch.tensor([0, 2]), "labels has values outside 0 … 1"),
+    "a negative label": (nn.Linear(3, 2), torch.ones(2, 3), torch.tensor([0, -1]), "labels has values outside 0 … 1"),
     "one output": (nn.Linear(3, 1), torch.ones(2, 3), torch.tensor([0, 0]), "2 or more classes"),
     "not a number": (nn.Linear(3, 2), torch.full((2, 3), torch.nan), torch.tensor([0, 1]), "not finite"),
 }

@@ -1,32 +1,10 @@
-import copy
-
 import pytest
 import torch
+from cases import Residual, Untraceable, unchanged
 from torch import nn
 
 from genlib import models
 from genlib.network import Network, without_hooks
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, padding=1)
-        self.norm = nn.BatchNorm2d(3)
-        self.head = nn.Linear(3, 5)
-
-    def forward(self, x):
-        x = torch.relu(x + self.norm(self.conv(x)))
-        return self.head(x.mean((2, 3)))
-
-
-class Untraceable(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.layer(x) if x.sum() > 0 else -self.layer(x)
 
 
 def some(name, seed=0):
@@ -36,7 +14,7 @@ def some(name, seed=0):
         "images to dense": lambda: (models.mlp(48, 5, width=7, seed=seed), torch.randn(6, 3, 4, 4)),
         "without bias": lambda: (models.mlp(12, 5, width=7, bias=False, seed=seed), torch.randn(6, 12)),
         "residual": lambda: (Residual().eval(), torch.randn(6, 3, 4, 4)),
-        "untraceable": lambda: (Untraceable(), torch.randn(6, 4)),
+        "untraceable": lambda: (Untraceable(nn.Linear(4, 3)), torch.randn(6, 4)),
     }[name]()
 
 
@@ -66,7 +44,7 @@ def test_piecewise_linear_is_read_off_the_operations():
     residual = Residual()
     assert Network.of(residual.eval()).piecewise_linear
     assert not Network.of(residual.train()).piecewise_linear
-    assert not Network.of(Untraceable()).piecewise_linear
+    assert not Network.of(Untraceable(nn.Linear(4, 3))).piecewise_linear
 
 
 def test_an_unknown_operation_is_named():
@@ -77,7 +55,7 @@ def test_an_unknown_operation_is_named():
     with pytest.raises(ValueError, match="operations erf are unknown"):
         Network.of(nn.Sequential(nn.Linear(3, 3), Odd())).require_known()
     with pytest.raises(ValueError, match=r"torch\.fx can't trace"):
-        Network.of(Untraceable()).require_known()
+        Network.of(Untraceable(nn.Linear(4, 3))).require_known()
     Network.of(Residual().eval()).require_known()
 
 
@@ -89,8 +67,9 @@ def test_training_mode_and_weights_that_are_not_finite_are_refused():
     broken = models.mlp(3, 2, width=4, seed=0)
     with torch.no_grad():
         next(broken.parameters())[0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"the weights of .* are not finite"):
-        Network.of(broken)
+    for network in (lambda: Network.of(broken), lambda: Network.stack([models.mlp(3, 2, width=4, seed=0), broken])):
+        with pytest.raises(ValueError, match=r"the weights of 1\.weight are not finite"):
+            network()
 
 
 def test_different_shapes_do_not_stack():
@@ -102,12 +81,10 @@ def test_different_shapes_do_not_stack():
 
 def test_networks_leave_modules_as_they_were():
     module, inputs = some("residual")
-    before = copy.deepcopy(module.state_dict())
-    network, stack = Network.of(module), Network.stack([module, module])
-    network.apply(network.params, inputs)
-    stack.params["head.weight"].add_(1.0)
-    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
-    assert not module.training
+    with unchanged(module, inputs):
+        network, stack = Network.of(module), Network.stack([module, module])
+        network.apply(network.params, inputs)
+        stack.params["head.weight"].add_(1.0)
 
 
 def test_hooks_run_where_there_are_any():
@@ -131,3 +108,18 @@ def test_a_stack_runs_a_layer_as_often_as_it_stands_there():
     stack = Network.stack(modules)
     expected = torch.stack([module(x) for module in modules])
     torch.testing.assert_close(stack.apply(stack.params, x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stack_runs_what_only_looks_dense_as_it_is():
+    class Doubled(nn.Sequential):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    for build, shape in (
+        (lambda: Doubled(nn.Linear(4, 3), nn.ReLU()), (5, 4)),
+        (lambda: nn.Sequential(nn.Flatten(1, 2), nn.Linear(4, 3)), (5, 2, 2, 4)),
+        (lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).eval(), (5, 4)),
+    ):
+        modules, x = [build(), build()], torch.randn(shape)
+        stack = Network.stack(modules)
+        torch.testing.assert_close(stack.apply(stack.params, x), torch.stack([module(x) for module in modules]))

@@ -6,10 +6,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from cases import HostReads, Untraceable, drawn, permuted, rescaled, unchanged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from genlib import _operators, _weights, models, norms
 from genlib.network import Network
@@ -21,23 +21,6 @@ def dense(layer, shape):
     with torch.no_grad():
         units = torch.eye(math.prod(shape), dtype=torch.float64).view(-1, *shape)
         return (layer(units) - layer(torch.zeros_like(units[:1]))).flatten(1).T
-
-
-def drawn(module, seed=0):
-    """The module in evaluation mode, BatchNorm with statistics and weights that are no defaults."""
-    generator = torch.Generator().manual_seed(seed)
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.running_mean.normal_(generator=generator)
-            part.running_var.uniform_(0.3, 2, generator=generator)
-            if part.affine:
-                nn.init.normal_(part.weight, generator=generator)
-                nn.init.normal_(part.bias, generator=generator)
-        elif isinstance(part, nn.Linear | nn.modules.conv._ConvNd):
-            nn.init.normal_(part.weight, 0, 0.4, generator=generator)
-            if part.bias is not None:
-                nn.init.normal_(part.bias, 0, 0.4, generator=generator)
-    return module.eval()
 
 
 class Block(nn.Module):
@@ -54,15 +37,6 @@ class Block(nn.Module):
         y = self.second_norm(self.second(y))
         y += x
         return self.head(torch.relu(self.last_norm(y)).mean((2, 3)))
-
-
-class Untraceable(nn.Module):
-    def __init__(self, *layers):
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x):
-        return self.layers(x) if x.shape[0] > 0 and float(x.sum()) > -1e30 else x
 
 
 GEOMETRIES = {
@@ -431,18 +405,6 @@ def test_path_norms_of_deep_networks_neither_overflow_nor_underflow(scale, bias)
 # Invariances
 
 
-def rescaled(network, factors):
-    """Unit j of each hidden layer times factors[layer][j] on the way in, and over it on the way out."""
-    network = copy.deepcopy(network)
-    dense_layers = [layer for layer in network if isinstance(layer, nn.Linear)]
-    with torch.no_grad():
-        for layer, following, c in zip(dense_layers, dense_layers[1:], factors, strict=False):
-            layer.weight.mul_(c[:, None])
-            layer.bias.mul_(c)
-            following.weight.div_(c)
-    return network
-
-
 @settings(max_examples=15)
 @given(
     depth=st.integers(1, 3),
@@ -479,9 +441,7 @@ def test_rescaling_units_changes_products():
 @given(seed=st.integers(0, 99), width=st.integers(2, 6))
 def test_the_order_of_units_does_not_matter(seed, width):
     network = drawn(models.mlp(4, 3, width=width, depth=2), seed)
-    other, order = copy.deepcopy(network), torch.randperm(width, generator=torch.Generator().manual_seed(seed))
-    other[1].weight.data, other[1].bias.data = network[1].weight.data[order], network[1].bias.data[order]
-    other[3].weight.data = network[3].weight.data[:, order]
+    other = permuted(network, torch.randperm(width, generator=torch.Generator().manual_seed(seed)))
     for measure in (
         norms.frobenius_norms,
         lambda n: norms.group_norms(n, 2, 1),
@@ -528,15 +488,9 @@ def test_a_stack_of_circular_convolutions():
 @pytest.mark.parametrize("name", MEASURES)
 def test_the_network_and_the_random_state_are_left_as_they_were(name):
     block = drawn(Block())
-    block.head.weight.grad = torch.ones(4, 3)
-    before, state = copy.deepcopy(block.state_dict()), torch.random.get_rng_state()
-    first = MEASURES[name](block)
-    assert torch.equal(first, MEASURES[name](Network.of(block)))
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert all(torch.equal(before[key], tensor) for key, tensor in block.state_dict().items())
-    assert torch.equal(block.head.weight.grad, torch.ones(4, 3)) and block.first.weight.grad is None
-    assert not block.training and not any(part._forward_pre_hooks for part in block.modules())
-    assert all(parameter.requires_grad for parameter in block.parameters())
+    with unchanged(block):
+        first = MEASURES[name](block)
+        assert torch.equal(first, MEASURES[name](Network.of(block)))
     assert not first.requires_grad
 
 
@@ -550,16 +504,9 @@ def test_float64_stays_and_half_is_upcast(name):
 
 
 def test_weights_alone_are_read_without_a_host_read():
-    class Reads(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.count += function is torch.ops.aten._local_scalar_dense.default
-            return function(*args, **(kwargs or {}))
-
     network = Network.of(drawn(Block()))
     for name in ("frobenius", "group", "path"):
-        with Reads() as reads:
+        with HostReads() as reads:
             MEASURES[name](network)
         assert reads.count == 0
 

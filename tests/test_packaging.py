@@ -104,3 +104,10 @@ def test_nobody_is_told_to_install_the_stranger_of_that_name():
 @pytest.mark.parametrize("line", ["pip install {}", "%pip install -q {}", "python -m pip3 install -U '{}==1'"])
 def test_a_bare_install_is_found(line):
     assert BARE_INSTALL.search(line.format("genlib"))
+
+
+def test_the_readme_s_example_runs(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert "inverse_margin" in shown and "standard_error" in shown

@@ -1,16 +1,14 @@
 import copy
-from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import CASES, HostReads, data, dense, linear, permuted, rescaled, residual, unchanged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from genlib import models
 from genlib.network import Network
 from genlib.sharpness import (
     Objective,
@@ -23,67 +21,13 @@ from genlib.sharpness import (
 )
 
 
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, padding=1)
-        self.norm = nn.BatchNorm2d(3)
-        self.head = nn.Linear(3, 4)
-
-    def forward(self, x):
-        x = torch.relu(x + self.norm(self.conv(x)))
-        return self.head(x.mean((2, 3)))
-
-
-def dense(seed=0, **options):
-    return models.mlp(5, 4, **{"width": 6, "depth": 2, "initialization": "he", **options}, seed=seed).double()
-
-
-def residual(seed=0):
-    torch.manual_seed(seed)
-    module = Residual().double()
-    with torch.no_grad():
-        module(torch.randn(20, 3, 4, 4).double())
-    return module.eval()
-
-
-def data(seed=0, samples=12, shape=(5,)):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(samples, *shape, generator=generator, dtype=torch.float64)
-    return inputs, torch.randint(4, (samples,), generator=generator)
-
-
-CASES = {
-    "dense": lambda seed=0: (dense(seed), *data(seed)),
-    "residual": lambda seed=0: (residual(seed), *data(seed, shape=(3, 4, 4))),
-}
-
-
 def loss_at(module, params, inputs, labels):
     return F.cross_entropy(functional_call(module, params, (inputs,)), labels).detach()
-
-
-def linear(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(5, 4)).double()
 
 
 def first_logit(logits, labels):
     """A loss that is linear in the weights of a linear network."""
     return logits[:, 0] - logits[:, 1] + 0 * labels
-
-
-@contextmanager
-def host_reads():
-    class Count(TorchDispatchMode):
-        reads = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.reads += function is torch.ops.aten._local_scalar_dense.default
-            return function(*args, **(kwargs or {}))
-
-    with Count() as count:
-        yield count
 
 
 # ------------------------------------------------------------------------------------------------ expected sharpness
@@ -299,6 +243,20 @@ def test_the_maximum_of_a_linear_loss(seed):
         assert 0.999 * 0.1 * most < found.value <= 0.1 * most * (1 + 1e-9)
 
 
+def test_magnitude_noise_may_follow_another_size():
+    params = {"w": torch.tensor([3.0, 0.0, -1.0])}
+    moved = {"w": torch.tensor([0.0, 2.0, -1.0])}
+    found = deviations(params, 0.1, ("magnitude", moved))["w"]
+    torch.testing.assert_close(found, (moved["w"].square() * 0.01 + 1e-6).sqrt())
+    for noise, message in (
+        (("given", moved), "noise is 'given'"),
+        ("given", "noise is 'given'"),
+        (("magnitude", {}), "lacks"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            deviations(params, 0.1, noise)
+
+
 def test_the_maximum_of_a_small_network_by_a_grid():
     module = nn.Sequential(nn.Linear(1, 2, bias=False)).double()
     inputs, labels = torch.tensor([[1.0], [-2.0]]).double(), torch.tensor([0, 1])
@@ -408,17 +366,6 @@ def test_no_gradient_no_step():
 # ------------------------------------------------------------------------------------------------------- invariances
 
 
-def rescaled(module, factors):
-    """The same function with unit j of the first hidden layer multiplied by factors[j], and divided out again."""
-    other = copy.deepcopy(module)
-    first, second = [layer for layer in other if isinstance(layer, nn.Linear)][:2]
-    with torch.no_grad():
-        first.weight.mul_(factors[:, None])
-        first.bias.mul_(factors)
-        second.weight.div_(factors)
-    return other
-
-
 FACTORS = st.one_of(
     st.floats(0.1, 10).map(lambda c: [c] * 6),  # by layer (Dinh et al. 2017)
     st.lists(st.floats(0.1, 10), min_size=6, max_size=6),  # by neuron
@@ -429,7 +376,7 @@ FACTORS = st.one_of(
 @given(FACTORS, st.integers(0, 5))
 def test_the_adaptive_ball_does_not_see_a_rescaling(factors, seed):
     module, (inputs, labels) = dense(seed), data(seed)
-    other = rescaled(module, torch.tensor(factors).double())
+    other = rescaled(module, [torch.tensor(factors).double()])
     torch.testing.assert_close(other(inputs), module(inputs))
     for measure in (
         lambda m: sam_sharpness(m, inputs, labels, radius=0.1, ball="adaptive"),
@@ -447,7 +394,7 @@ def test_the_adaptive_ball_does_not_see_a_rescaling(factors, seed):
 
 def test_every_other_sharpness_sees_a_rescaling():
     module, (inputs, labels) = dense(), data()
-    other = rescaled(module, torch.full((6,), 10.0).double())
+    other = rescaled(module, [torch.full((6,), 10.0).double()])
     for measure in (
         lambda m: sam_sharpness(m, inputs, labels, radius=0.05),
         lambda m: worst_case_sharpness(m, inputs, labels, radius=0.01, steps=5).value,
@@ -461,12 +408,7 @@ def test_every_other_sharpness_sees_a_rescaling():
 @given(st.permutations(range(6)), st.sampled_from(["box", "l2", "adaptive"]))
 def test_the_order_of_hidden_units_does_not_matter(order, ball):
     module, (inputs, labels) = dense(), data()
-    other = copy.deepcopy(module)
-    first, second = [layer for layer in other if isinstance(layer, nn.Linear)][:2]
-    with torch.no_grad():
-        first.weight.copy_(first.weight[list(order)].clone())
-        first.bias.copy_(first.bias[list(order)].clone())
-        second.weight.copy_(second.weight[:, list(order)].clone())
+    other = permuted(module, order)
     torch.testing.assert_close(
         sam_sharpness(other, inputs, labels, radius=0.1, ball=ball),
         sam_sharpness(module, inputs, labels, radius=0.1, ball=ball),
@@ -517,16 +459,8 @@ def test_a_stack_may_have_a_scale_for_each():
 @pytest.mark.parametrize("name", CASES)
 def test_all_is_left_as_it_was(name, measure):
     module, inputs, labels = CASES[name]()
-    for p in module.parameters():
-        p.grad = torch.ones_like(p)
-    before = copy.deepcopy(module.state_dict())
-    kept, state, training = inputs.clone(), torch.get_rng_state(), module.training
-    first = MEASURES[measure](module, inputs, labels)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(inputs, kept)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), module.state_dict().values(), strict=True))
-    assert all(torch.equal(p.grad, torch.ones_like(p)) and p.requires_grad for p in module.parameters())
-    assert module.training == training
+    with unchanged(module, inputs):
+        first = MEASURES[measure](module, inputs, labels)
     assert not first.requires_grad
     assert torch.equal(MEASURES[measure](module, inputs, labels), first)
     if measure != "sam":
@@ -548,10 +482,16 @@ def test_host_reads_do_not_grow_with_draws_or_steps():
     ):  # fmt: skip
         counts = []
         for work in (few, many):
-            with host_reads() as count:
+            with HostReads() as reads:
                 work()
-            counts.append(count.reads)
+            counts.append(reads.count)
         assert counts[0] == counts[1]
+
+
+def test_labels_may_be_of_any_whole_type():
+    module, inputs, labels = CASES["dense"]()
+    for measure in MEASURES.values():
+        assert torch.equal(measure(module, inputs, labels.to(torch.int32)), measure(module, inputs, labels))
 
 
 def test_half_precision_is_measured_in_single():
@@ -579,7 +519,7 @@ def test_bad_data_is_refused(measure):
         ("outside 0 … 3", dense(), inputs, labels + 4),
         ("outside 0 … 3", dense(), inputs, labels - 4),
         ("for a stack", dense(), inputs.expand(2, -1, -1), labels.expand(2, -1)),
-        ("loss on these data is not finite", dense(), inputs * torch.inf, labels),
+        ("its loss on these data is not finite", dense(), inputs * torch.inf, labels),
         ("no parameters", nn.Sequential(nn.ReLU()), inputs, labels),
     ):
         with pytest.raises(ValueError, match=message):
