@@ -176,24 +176,24 @@ def _grid(sizes: tuple[int, ...], device: torch.device) -> Float[Tensor, "points
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
 
 
-def _top_eigenvalue(grams: Tensor, few: int = 32) -> Float[Tensor, " models"]:
-    """The largest eigenvalue of each model's many Hermitian matrices [models, matrices, n, n].
+def _top_eigenvalue(grams: Tensor, few: int = 16) -> Float[Tensor, " models"]:
+    """The largest eigenvalue of each model's many Hermitian matrices [models, matrices, n, n], which it overwrites.
 
-    The best few after some power steps give a lower bound t. A matrix G has none above t where t - G has a Cholesky
-    factor, at a quarter of the price of eigenvalues, which only the rest is asked for.
+    The best few after a power step give a lower bound t. A matrix G has none above t where t - G has a Cholesky factor,
+    at a quarter of the price of eigenvalues, which only the rest is asked for.
     """
-    if grams.shape[1] <= 2 * few:
+    if grams.shape[1] <= 4 * few:
         return torch.linalg.eigvalsh(grams)[..., -1].amax(1)
     x = grams[..., :1]
-    for _ in range(4):
-        x = grams @ (x / largest_magnitude(x, (-2, -1)))
+    x = grams @ (x / largest_magnitude(x, (-2, -1)))
     growth = (grams @ x).abs().square().sum((-2, -1)) / x.abs().square().sum((-2, -1)).clamp(min=1e-30)
     best = growth.topk(few, 1).indices[..., None, None].expand(-1, -1, *grams.shape[2:])
     lower = torch.linalg.eigvalsh(grams.gather(1, best))[..., -1].amax(1)
-    shifted = -grams
+    shifted = grams.neg_()
     shifted.diagonal(dim1=-2, dim2=-1).add_(lower[:, None, None])
     above = torch.linalg.cholesky_ex(shifted).info > 0
-    return lower.scatter_reduce(0, above.nonzero()[:, 0], torch.linalg.eigvalsh(grams[above])[:, -1], "amax")
+    model, rest = above.nonzero()[:, 0], shifted[above]
+    return lower.scatter_reduce(0, model, lower[model] - torch.linalg.eigvalsh(rest)[:, 0], "amax")
 
 
 def _lanczos(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from genlib._operators import apply_linear
-from genlib._weights import weighted_layers
+from genlib._weights import BATCH_NORM
 from genlib.network import Network
 
 __all__ = ["PathSum"]
@@ -30,7 +30,6 @@ class PathSum(fx.Interpreter):
     def __init__(self, network: Network, weights: dict[str, Tensor], biases: dict[str, Tensor], p: float | int):
         super().__init__(network.module, graph=network.graph)
         self.weights, self.biases = _with_tops(weights, p), _with_tops(biases, p)
-        self.folded = {layer.folded for layer in weighted_layers(network)}
         self.p, self.node = p, None
         self.extra_traceback = False  # errors here name their operation themselves
 
@@ -49,7 +48,7 @@ class PathSum(fx.Interpreter):
         layer, x = self.fetch_attr(target), args[0]
         if target in self.weights:
             return self._weighted(target, layer, x)
-        if target in self.folded or isinstance(layer, _ACTIVATIONS):
+        if isinstance(layer, (BATCH_NORM, *_ACTIVATIONS)):  # a BatchNorm without weights of its own is folded
             return x
         if isinstance(layer, _MOVES):
             return layer(x)

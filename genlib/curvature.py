@@ -1,6 +1,5 @@
 """Curvature: the trace of the Hessian of the training loss, exact where a network is piecewise linear."""
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -78,14 +77,9 @@ def trace(
 
 def _each(objective: Objective) -> Iterator[Objective]:
     """The objective of each network of a stack, or the only one."""
-    network = objective.network
-    for i in range(network.size or 0):
-        params, buffers = ({name: t[i] for name, t in ts.items()} for ts in (network.params, network.buffers))
+    for i, one in enumerate(objective.network.each):
         data = (objective.inputs[i], objective.labels[i]) if objective.of_each else (objective.inputs, objective.labels)
-        one = replace(network, params=params, buffers=buffers, size=None)
         yield replace(objective, network=one, inputs=data[0], labels=data[1])
-    if network.size is None:
-        yield objective
 
 
 def _joined(found: list[Estimate], size: int | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -168,9 +162,7 @@ def _gauss_newton(
 
 def _with_records(network: Network) -> tuple[nn.Module, list[tuple[str, nn.Module, Tensor, Tensor]]]:
     """A copy that shares every tensor, and the list where it writes each layer with its input and output as it runs."""
-    lent = {**{name: nn.Parameter(p) for name, p in network.params.items()}, **network.buffers}
-    originals = {**dict(network.module.named_parameters()), **dict(network.module.named_buffers())}
-    module = copy.deepcopy(network.module, {id(tensor): lent[name] for name, tensor in originals.items()})
+    module = network.shared_copy(requires_grad=True)
     met: list[tuple[str, nn.Module, Tensor, Tensor]] = []
 
     def record(name: str) -> Callable:

@@ -1,6 +1,5 @@
 """Margins of the output and of every layer, their percentiles, and margins normalized by a network's complexity."""
 
-import copy
 import math
 
 import torch
@@ -53,8 +52,7 @@ def layer_margins(
     Errors as `output_margins`; a network with no dense or convolution layer: ValueError.
     """
     network, inputs = _measurable(network, inputs, labels, chunk_size)
-    models = [None] if network.size is None else range(network.size)
-    rows = [_of_layers(_copy(network, model), inputs, labels, chunk_size) for model in models]
+    rows = [_of_layers(one.shared_copy(), inputs, labels, chunk_size) for one in network.each]
     return rows[0] if network.size is None else torch.stack(rows)
 
 
@@ -121,17 +119,6 @@ def _measurable(
     if labels.dim() == 2 and not labels.dtype.is_floating_point:
         raise ValueError(f"labels has the shape {tuple(labels.shape)}; margins take [samples], which a stack shares")
     return measurable(network, inputs, labels, chunk_size)
-
-
-def _copy(network: Network, model: int | None) -> nn.Module:
-    """A copy that shares every tensor: the hooks are its own, and its parameters ask for no gradient."""
-    params, buffers = (
-        {name: tensor if model is None else tensor[model] for name, tensor in tensors.items()}
-        for tensors in (network.params, network.buffers)
-    )
-    lent = buffers | {name: nn.Parameter(p, requires_grad=False) for name, p in params.items()}
-    originals = dict(network.module.named_buffers()) | dict(network.module.named_parameters())
-    return copy.deepcopy(network.module, {id(tensor): lent[name] for name, tensor in originals.items()})
 
 
 def _of_layers(module: nn.Module, inputs: Tensor, labels: Tensor, chunk_size: int) -> Float[Tensor, "layers samples"]:

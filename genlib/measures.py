@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -97,7 +97,7 @@ def evaluate(
         raise ValueError(f"initial holds {start.size} networks, network {network.size}; give each network its start")
     tables = [
         _rows(Shared(one, inputs, labels, initial=before, run=None, seed=seed), measures)
-        for one, before in zip(_each(network), _each(start) if start else [None] * network.size, strict=True)
+        for one, before in zip(network.each, start.each if start else [None] * network.size, strict=True)
     ]
     return pd.concat(dict(enumerate(tables)), names=["network"])
 
@@ -144,18 +144,6 @@ def _tensors(data: Dataset | tuple[Tensor, Tensor] | DataLoader) -> tuple[Tensor
         return torch.cat(inputs), torch.cat(labels)
     inputs, labels = data
     return inputs, labels
-
-
-def _each(stack: Network) -> list[Network]:
-    return [
-        replace(
-            stack,
-            params={n: p[i] for n, p in stack.params.items()},
-            buffers={n: b[i] for n, b in stack.buffers.items()},
-            size=None,
-        )
-        for i in range(stack.size)
-    ]
 
 
 def _divided(log_value: Float[Tensor, ""], shared: Shared, percent: int = 10) -> Float[Tensor, ""]:

@@ -3,7 +3,7 @@
 import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +100,24 @@ class Network:
         skeleton = copy.deepcopy(modules[0])
         graph = _trace(skeleton)
         return cls(skeleton, params, buffers, graph, _layers(skeleton, graph), size=len(modules))
+
+    @property
+    def each(self) -> "list[Network]":
+        """The networks of a stack one by one, without a copy; of one network itself alone."""
+        if self.size is None:
+            return [self]
+        tensors = [
+            tuple({name: tensor[i] for name, tensor in stacked.items()} for stacked in (self.params, self.buffers))
+            for i in range(self.size)
+        ]
+        return [replace(self, params=params, buffers=buffers, size=None) for params, buffers in tensors]
+
+    def shared_copy(self, *, requires_grad: bool = False) -> nn.Module:
+        """A module of its own, for hooks that the network's must not see, that holds these very tensors."""
+        params = {name: nn.Parameter(p, requires_grad) for name, p in self.params.items()}
+        originals = dict(self.module.named_buffers()) | dict(self.module.named_parameters())
+        lent = self.buffers | params
+        return copy.deepcopy(self.module, {id(tensor): lent[name] for name, tensor in originals.items()})
 
     @property
     def piecewise_linear(self) -> bool:

@@ -123,3 +123,17 @@ def test_a_stack_runs_what_only_looks_dense_as_it_is():
         modules, x = [build(), build()], torch.randn(shape)
         stack = Network.stack(modules)
         torch.testing.assert_close(stack.apply(stack.params, x), torch.stack([module(x) for module in modules]))
+
+
+@pytest.mark.parametrize("name", ["dense", "residual"])
+def test_each_network_of_a_stack_and_its_copies_share_the_tensors(name):
+    modules = [some(name, seed)[0] for seed in (0, 1)]
+    inputs, stack = some(name)[1], Network.stack(modules)
+    for i, (module, one) in enumerate(zip(modules, stack.each, strict=True)):
+        assert one.size is None and one.each == [one]
+        assert all(p.data_ptr() == stack.params[key][i].data_ptr() for key, p in one.params.items())
+        copied = one.shared_copy()
+        torch.testing.assert_close(copied(inputs), module(inputs))
+        assert all(p.data_ptr() == one.params[key].data_ptr() for key, p in copied.named_parameters())
+        copied.register_forward_hook(lambda *_: pytest.fail("a hook of the copy ran"))
+        module(inputs)
