@@ -13,7 +13,7 @@ BOOK     := build/book
 EMPTY    := $(CURDIR)/build/empty-cache
 NBMAKE   := $(BIN)/pytest --nbmake --nbmake-timeout
 SOURCES  := $(wildcard genlib/*.py chapters/*.ipynb chapters/claims/*.json chapters/records/*)
-PAGES    := $(wildcard chapters/*.md chapters/*.bib chapters/_static/*) _config.yml _toc.yml tests/book/assemble.py
+PAGES    := $(wildcard chapters/*.md chapters/*.bib chapters/_static/*) _config.yml _toc.yml tests/book/assemble.py tests/benchmarks/record.json
 
 .PHONY: help book test test-all lint unit dry-runs lab bench record repository clean always
 .DELETE_ON_ERROR:

@@ -3,7 +3,7 @@
 In the folder of executed chapters this writes
 - the configuration: execution off, and what depends on the repository's address,
 - figures/<name>: every named figure of the chapters, for other pages to show,
-- the scoreboard of claims and the table of execution times,
+- the scoreboard of claims, the table of execution times, and the table and figure of the benchmarks,
 - each chapter's run time, where its first cell links to that table.
 """
 
@@ -15,28 +15,35 @@ import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import torch
 import yaml
 from repository import chapters
 
+from genlib import plots
 from genlib.claims import VERDICTS
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks/record.json"
 SUFFIXES = {"image/svg+xml": ".svg", "image/png": ".png"}
 SCALES = ("small", "gpu", "paper")
 TIMES_LINK = "[execution times](execution_times.md)"
 COLOURS = dict(zip(VERDICTS, ("success", "warning", "muted", "danger"), strict=True))
 
 
-def assemble(root: Path, scale: str) -> None:
-    """Fill in the book at `root`, whose chapters were executed at `scale`."""
+def assemble(root: Path, scale: str, benchmarks: Path = BENCHMARKS) -> None:
+    """Fill in the book at `root`, whose chapters were executed at `scale`; `benchmarks` is the record of timings."""
     notebooks = {path: nbformat.read(path, as_version=4) for path in chapters(root)}
     records = _records(root)
     configure(root / "_config.yml")
     _write_figures(notebooks.values(), root / "chapters/figures")
     _fill(root / "chapters/scoreboard.md", "the scoreboard", scoreboard(notebooks, records))
     _fill(root / "chapters/execution_times.md", "the table of execution times", times_table(notebooks, scale, records))
+    speed = json.loads(benchmarks.read_text("utf-8"))
+    speed["rows"].sort(key=lambda row: (row["kernel"], row["case"]))  # numbered alike in the table and in the figure
+    draw_speed(speed["rows"], root / "chapters/figures/speed.svg")
+    _fill(root / "chapters/how_fast.md", "the table of speed", speed_table(speed))
     for path, notebook in notebooks.items():
         title = notebook.cells[0]
         title.source = title.source.replace(TIMES_LINK, run_times(path.stem, notebook, scale, records))
@@ -80,6 +87,66 @@ def scoreboard(notebooks: dict, records: dict) -> str:
             f"#{titles[chapter]}, at the scale `{scale}`\n\nDecided in [](<{chapter}.ipynb>).\n\n{_table(rows)}"
         )
     return "\n\n".join(parts)
+
+
+def speed_table(record: dict) -> str:
+    """The benchmarks as a table, with what was asked for, and the machine that they ran on."""
+    rows = [_speed_row(number, row) for number, row in enumerate(record["rows"], start=1)]
+    environment = record["environment"]
+    gpu = f"on {environment['gpu']}" if environment["gpu"] else "without a GPU: none was measured, so none is shown"
+    machine = f"{environment['machine']}, {environment['cores']} CPU cores of which one was used, {gpu}"
+    return (
+        f"{_table(pd.DataFrame(rows))}\n\n"
+        f"Measured on {machine}; Python {environment['python']}, torch {environment['torch']}."
+    )
+
+
+def _speed_row(number: int, row: dict) -> dict[str, str]:
+    error = "" if row["error"] is None else f"<br>error {_short(row['error'])}"
+    return {
+        "No.": str(number),
+        "What is computed": f"`{row['kernel']}`<br>{row['case']}",
+        "Against": row["baseline"],
+        "Ratio of times": f"{_short(row['ratio'])}{error}",
+        "Passes": _short(row["passes"]),
+        "Limit": _short(row["limit_passes"]),
+        "Asked for": "<br>".join(_asked(row)) or "shown for comparison",
+    }
+
+
+def _asked(row: dict) -> list[str]:
+    """What a row was to reach, each with whether it did."""
+    asked = [
+        (row["at_least"], "a ratio of", lambda least: row["ratio"] >= least),
+        (row["error_at_most"], "an error of", lambda most: row["error"] <= most),
+        (row["passes_at_most"], "passes, at most", lambda most: row["passes"] <= most),
+    ]
+    badges = {True: "{bdg-success}`met`", False: "{bdg-danger}`missed`"}
+    return [f"{text} {_short(value)} {badges[holds(value)]}" for value, text, holds in asked if value is not None]
+
+
+def _short(value: float) -> str:
+    """Three digits, without an exponent unless the number is small."""
+    return f"{value:.1g}" if abs(value) < 0.01 else f"{float(f'{value:.3g}'):,g}"
+
+
+def draw_speed(rows: list[dict], path: Path) -> None:
+    """What each row costs in forward passes, between its limit and its baseline."""
+    plots.style()
+    figure, ax = plt.subplots(figsize=(plots.WIDTH, 1.2 + 0.24 * len(rows)))
+    places = range(1, len(rows) + 1)
+    limits, ours = ([row[key] for row in rows] for key in ("limit_passes", "passes"))
+    usual = [row["passes"] * row["ratio"] for row in rows]
+    ax.hlines(places, limits, usual, color=plots.GREY, alpha=0.4, linewidth=1)
+    looks = {"the limit": (limits, "|", 2), "genlib": (ours, "o", 0), "the baseline": (usual, "x", 1)}
+    for name, (costs, marker, colour) in looks.items():
+        ax.scatter(costs, places, marker=marker, color=plots.PALETTE[colour], label=name, s=45, zorder=3)
+    ax.set(xscale="log", xlabel="cost (forward passes)", yticks=places)
+    ax.set_yticklabels([f"{row['kernel']}  {number}" for number, row in enumerate(rows, start=1)])
+    ax.invert_yaxis()
+    figure.legend(loc="outside upper center", ncols=3)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 def _claim_row(claim: dict) -> dict[str, str]:

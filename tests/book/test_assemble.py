@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from assemble import assemble, seconds
+from assemble import BENCHMARKS, assemble, draw_speed, seconds
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 ROOT = Path(__file__).parents[2]
@@ -27,11 +27,22 @@ def _claim(number, verdict, **changes):
     return claim | {"seeds": [0, 1, 2], "verdict": verdict, "figure": None} | changes
 
 
+def _cells(page):
+    """The cells of every row of the page's tables."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in page.read_text().splitlines()]
+
+
+def _timing(kernel, **changes):
+    row = {"kernel": kernel, "case": "200 samples", "baseline": "a loop", "ratio": 3.14, "at_least": None}
+    row |= {"passes": 9.42, "limit_passes": 6.5, "error": None, "error_at_most": None, "passes_at_most": None}
+    return row | changes
+
+
 @pytest.fixture
 def root(tmp_path):
     """An executed chapter with a figure, and its record at two scales."""
     (tmp_path / "chapters/claims").mkdir(parents=True)
-    for name in ("_config.yml", "chapters/scoreboard.md", "chapters/execution_times.md"):
+    for name in ("_config.yml", *(f"chapters/{page}.md" for page in ("scoreboard", "execution_times", "how_fast"))):
         shutil.copy(ROOT / name, tmp_path / name)
     figure = {"mystnb": {"figure": {"name": "landing"}}}
     cells = [
@@ -60,8 +71,7 @@ def test_run_times_are_measured_or_recorded(root):
     title = nbformat.read(root / "chapters/01_memory.ipynb", as_version=4).cells[0].source
     assert title.endswith("It takes small: 4 s; gpu: 10 min; paper: not measured yet.")
     row = ["[](<01_memory.ipynb>)", "4 s", "10 min", "not measured yet"]
-    lines = (root / "chapters/execution_times.md").read_text().splitlines()
-    assert row in [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert row in _cells(root / "chapters/execution_times.md")
 
 
 def test_scoreboard_counts_and_lists(root):
@@ -79,6 +89,59 @@ def test_scoreboard_counts_and_lists(root):
 def test_named_figures_are_written(root):
     assemble(root, "small")
     assert (root / "chapters/figures/landing.png").read_bytes() == b"pixels"
+
+
+@pytest.fixture
+def timings(tmp_path):
+    rows = [
+        _timing("trace", at_least=3.0),
+        _timing("norm", error=3e-3, error_at_most=2e-3),
+        _timing("search", at_least=4.0, passes_at_most=30.0),
+        _timing("curve", ratio=1239.6, error=0.0),
+    ]
+    environment = {"machine": "x86_64", "cores": 4, "gpu": None, "python": "3.11.7", "torch": "2.14.1"}
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"environment": environment, "rows": rows}))
+    return path
+
+
+def test_the_table_of_speed_says_what_was_asked_and_met(root, timings):
+    assemble(root, "small", timings)
+    cells, met, missed = _cells(root / "chapters/how_fast.md"), "{bdg-success}`met`", "{bdg-danger}`missed`"
+    assert ["4", "`trace`<br>200 samples", "a loop", "3.14", "9.42", "6.5", f"a ratio of 3 {met}"] in cells
+    asked = {row[1].partition("<br>")[0]: row[-1] for row in cells if len(row) == 7}
+    assert asked["`norm`"] == f"an error of 0.002 {missed}"
+    assert asked["`search`"] == f"a ratio of 4 {missed}<br>passes, at most 30 {met}"
+    assert asked["`curve`"] == "shown for comparison"
+    measured = {row[1].partition("<br>")[0]: row[3] for row in cells if len(row) == 7}
+    assert (measured["`norm`"], measured["`curve`"]) == ("3.14<br>error 0.003", "1,240<br>error 0")
+
+
+@pytest.mark.parametrize(("gpu", "text"), [(None, "without a GPU: none was measured"), ("NVIDIA X", "on NVIDIA X")])
+def test_the_machine_of_the_timings_is_named(root, timings, gpu, text):
+    record = json.loads(timings.read_text())
+    record["environment"]["gpu"] = gpu
+    timings.write_text(json.dumps(record))
+    assemble(root, "small", timings)
+    page = (root / "chapters/how_fast.md").read_text()
+    assert f"x86_64, 4 CPU cores of which one was used, {text}" in page
+    assert ("none is shown" in page) == (gpu is None)
+
+
+def test_the_figure_of_speed_is_drawn_and_repeats(tmp_path, timings):
+    rows = json.loads(timings.read_text())["rows"]
+    draw_speed(rows, tmp_path / "one.svg")
+    draw_speed(rows, tmp_path / "two.svg")
+    drawn = (tmp_path / "one.svg").read_bytes()
+    assert b"<svg" in drawn and b"nan" not in drawn
+    assert drawn == (tmp_path / "two.svg").read_bytes()
+
+
+def test_the_committed_timings_fill_the_page(root):
+    rows = json.loads(BENCHMARKS.read_text("utf-8"))["rows"]
+    assemble(root, "small")
+    named = {row[1].partition("<br>")[0].strip("`") for row in _cells(root / "chapters/how_fast.md") if len(row) == 7}
+    assert named >= {row["kernel"] for row in rows}
 
 
 @pytest.mark.parametrize("url", ["", "https://github.com/owner/name"])
