@@ -22,6 +22,8 @@ __all__ = [
     "seeded_generator",
 ]
 
+_NOISE = int.from_bytes(b"noise")  # no seed of a network: from equal seeds the noise could be its initial weights
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -171,9 +173,9 @@ def _chunk_size(network: Network, inputs: Tensor, labels: Tensor) -> int:
     return min(chunk_size, labels.shape[-1]) if inputs.device.type == "cpu" else chunk_size
 
 
-def seeded_generator(generator: torch.Generator | None, device: torch.device) -> torch.Generator:
+def seeded_generator(generator: torch.Generator | None, device: torch.device, seed: int = 0) -> torch.Generator:
     if generator is None:
-        return torch.Generator(device).manual_seed(0)
+        return torch.Generator(device).manual_seed(_NOISE + seed)
     if generator.device.type != device.type:
         raise ValueError(
             f"generator is on {generator.device} but inputs on {device}; make it there: Generator({device})"

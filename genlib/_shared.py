@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genlib import curvature, margins, norms, pac_bayes, sharpness
 from genlib._noise import deviations
-from genlib._objective import Objective
+from genlib._objective import Objective, seeded_generator
 from genlib._operators import operator_frobenius_norm
 from genlib._weights import folded_weights, layer_input_shapes
 from genlib.estimates import Estimate, Maximum
@@ -229,7 +229,7 @@ class Shared:
         return self.network, self.objective.inputs, self.labels
 
     def _generator(self) -> torch.Generator:
-        return torch.Generator(self.labels.device).manual_seed(self._seed)
+        return seeded_generator(None, self.labels.device, self._seed)
 
     @quantity
     def trace(self) -> Estimate:

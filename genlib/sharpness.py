@@ -52,7 +52,7 @@ def expected_sharpness(
     `scale` is the standard deviation σ, `noise` how σ_i comes of it (`deviations`); `draws` is even, for they come in
     antithetic pairs, and the standard error is that of the pairs' mean. `loss`: `cross_entropy`, `mse` (to one-hot
     labels), `error` (the share of wrong labels), or a function to one loss a sample. A stack gives one value a model,
-    from shared draws. Without a generator the draws are those of seed 0. A draw whose loss isn't finite is counted in
+    from shared draws. Without a generator the draws are always the same. A draw whose loss isn't finite is counted in
     `not_finite` and makes the value infinite. `sampling` as in `perturbed_losses`.
     Cost: draws + 1 forward passes. ValueError: as `perturbed_losses`. Neyshabur et al. 2017.
     """

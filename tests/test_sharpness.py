@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
+from genlib import models
+from genlib._objective import seeded_generator
 from genlib.network import Network
 from genlib.sharpness import (
     Objective,
@@ -241,6 +243,20 @@ def test_the_maximum_of_a_linear_loss(seed):
     for ball, most in exact.items():
         found = worst_case_sharpness(module, inputs, labels, radius=0.1, ball=ball, steps=40, loss=first_logit)
         assert 0.999 * 0.1 * most < found.value <= 0.1 * most * (1 + 1e-9)
+
+
+def test_noise_is_never_the_start_of_the_network():
+    """From the network's own seed its second draw would be: the constructor draws once, the initialization next."""
+    network = models.mlp(64, 10, width=64, depth=3, bias=False, initialization="he", seed=0)
+    start = [p.detach().flatten() for p in network.parameters()]
+
+    def likeness(generator):
+        draws = [[torch.randn(w.shape, generator=generator) for w in start] for _ in range(4)]
+        pairs = [torch.stack(pair) for draw in draws for pair in zip(draw, start, strict=True)]
+        return max(torch.corrcoef(pair)[0, 1].abs() for pair in pairs)
+
+    assert likeness(torch.Generator().manual_seed(0)) > 0.9
+    assert likeness(seeded_generator(None, torch.device("cpu"))) < 0.2
 
 
 def test_magnitude_noise_may_follow_another_size():
