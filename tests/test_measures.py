@@ -88,27 +88,27 @@ def by_brute_force(network, initial, inputs, labels):
     g10, g5, d, m = np.percentile(margins, 10), np.percentile(margins, 5), len(W), len(labels)
     p = np.exp(logits - logits.max(1, keepdims=True))
     p = p / p.sum(1, keepdims=True)
-    fro = np.array([np.linalg.norm(a) for a in W])
+    frobenius = np.array([np.linalg.norm(a) for a in W])
     spec = np.array([np.linalg.norm(a, 2) for a in W])
     moved = np.array([np.linalg.norm(a - b) for a, b in zip(W, W0, strict=True)])
     rows = np.array([np.linalg.norm(a - b, axis=1).sum() for a, b in zip(W, W0, strict=True)])
     h = np.array([len(a) for a in W])
     l3 = [(np.linalg.norm(a, 3, axis=1) ** 1.5).sum() ** (1 / 1.5) for a in W]
     l2_path, l1_path = paths(network, 2), paths(network, 1)
-    pf, ps = np.prod(fro**2), np.prod(spec**2)
+    pf, ps = np.prod(frobenius**2), np.prod(spec**2)
     return {
         "parameters": len(w),
         "vc_dimension": len(w) * d * np.log(len(w)),
         "l2": np.linalg.norm(w),
         "l2_distance": np.linalg.norm(w - w0),
-        "parameter_norm": (fro**2).sum(),
+        "parameter_norm": (frobenius**2).sum(),
         "frobenius_distance": (moved**2).sum(),
         "spectral_distance": sum(np.linalg.norm(a - b, 2) ** 2 for a, b in zip(W, W0, strict=True)),
         "product_frobenius": np.log(pf),
         "product_spectral": np.log(ps),
         "sum_frobenius": d * pf ** (1 / d),
         "sum_spectral": d * ps ** (1 / d),
-        "stable_rank": (fro**2 / spec**2).sum(),
+        "stable_rank": (frobenius**2 / spec**2).sum(),
         "path": np.log(l2_path),
         "l1_path": np.log(l1_path**2),
         "inverse_margin": g10**-2,
@@ -116,13 +116,13 @@ def by_brute_force(network, initial, inputs, labels):
         "product_spectral_margin": np.log(ps / g10**2),
         "sum_frobenius_margin": d * (pf / g10**2) ** (1 / d),
         "sum_spectral_margin": d * (ps / g10**2) ** (1 / d),
-        "spectral_from_origin": np.log(ps / g10**2 * (fro**2 / spec**2).sum()),
+        "spectral_from_origin": np.log(ps / g10**2 * (frobenius**2 / spec**2).sum()),
         "spectral_from_start": np.log(ps / g10**2 * (moved**2 / spec**2).sum()),
         "path_margin": np.log(l2_path / g10**2),
         "l1_path_margin": np.log(l1_path**2 / g10**2),
         "l1_max_margin": np.log(np.prod([np.abs(a).sum(1).max() ** 2 for a in W]) / g10**2),
         "l3_margin": np.log(np.prod(np.square(l3)) / g10**2),
-        "neyshabur_l2": np.log(np.prod(4 * fro**2) / g5**2),
+        "neyshabur_l2": np.log(np.prod(4 * frobenius**2) / g5**2),
         "neyshabur_l1_path": np.log((2**d * l1_path) ** 2 / g5**2),
         "neyshabur_l2_path": np.log(np.prod(4 * h) * l2_path / g5**2),
         "neyshabur_spectral": np.log(np.prod(h * spec**2) / g5**2),
