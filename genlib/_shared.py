@@ -207,7 +207,8 @@ class Shared:
     @property
     def log_inputs(self) -> Float[Tensor, ""]:
         """ln ‖X‖_F over all samples."""
-        return torch.linalg.vector_norm(self.objective.inputs, dtype=torch.float64).log()
+        of_each = torch.linalg.vector_norm(self.objective.inputs.flatten(1), dim=1)  # in float64 all would take tenfold
+        return torch.linalg.vector_norm(of_each, dtype=torch.float64).log()
 
     @property
     def cross_entropy(self) -> Float[Tensor, ""]:
