@@ -153,15 +153,14 @@ def _circular_norm(
 ) -> Float[Tensor, " models"]:
     """The largest singular value over the frequencies of the kernel's Fourier transform [outputs, inputs].
 
-    A real kernel has K̂(-f) equal to the conjugate of K̂(f): half of the first axis of frequencies is enough.
+    A real kernel has K̂(-f) equal to the conjugate of K̂(f): one frequency of each such pair is enough.
     """
     scale = largest_magnitude(weight, tuple(range(1, weight.ndim)))
     kernel = (weight / scale).flatten(3).movedim(3, 1).unflatten(2, (operation.groups, -1)).flatten(3)
     kernel = kernel.transpose(1, 2).to(torch.promote_types(weight.dtype, torch.complex64))
-    half = (sizes[0] // 2 + 1, *sizes[1:])
     taps = _grid(operation.kernel_size, weight.device)
     taps = taps * taps.new_tensor([dilation / n for dilation, n in zip(operation.dilation, sizes, strict=True)])
-    turns = _grid(half, weight.device) @ taps.T
+    turns = _half(_grid(sizes, weight.device)) @ taps.T
     waves = torch.polar(torch.ones_like(turns), -2 * math.pi * turns).to(kernel.dtype)
     matrix = (weight.shape[1] // operation.groups, weight.shape[2])
     tops = []
@@ -169,6 +168,13 @@ def _circular_norm(
         spectrum = (chunk @ kernel).flatten(1, 2).unflatten(2, matrix)
         tops.append(_top_eigenvalue(spectrum @ spectrum.mH if matrix[0] <= matrix[1] else spectrum.mH @ spectrum))
     return torch.stack(tops).amax(0).clamp(min=0).sqrt() * scale.flatten()
+
+
+def _half(frequencies: Float[Tensor, "points axes"]) -> Float[Tensor, "half axes"]:
+    """One of each pair f, -f of the frequencies of a grid, in the order of the grid."""
+    sizes = frequencies.amax(0) + 1
+    strides = sizes.flip(0).cumprod(0).flip(0) / sizes
+    return frequencies[frequencies @ strides <= (-frequencies % sizes) @ strides]
 
 
 def _grid(sizes: tuple[int, ...], device: torch.device) -> Float[Tensor, "points axes"]:
