@@ -11,11 +11,20 @@ from genlib._objective import Objective, random_params, seeded_generator
 from genlib._precision import full_precision
 from genlib.network import Params, dense_steps, over_models
 
-__all__ = ["Noise", "deviations", "mean_of_pairs", "perturbed_losses", "require_pairs", "require_scale", "same_draws"]
+__all__ = [
+    "FLOOR",
+    "Noise",
+    "deviations",
+    "mean_of_pairs",
+    "perturbed_losses",
+    "require_pairs",
+    "require_scale",
+    "same_draws",
+]
 
 Noise = str | Mapping[str, Tensor] | tuple[str, Mapping[str, Tensor]]
 
-_FLOOR = 1e-3  # ε of the magnitude-aware noise, so that a weight of zero moves too (Dziugaite et al. 2020)
+FLOOR = 1e-3  # ε of the magnitude-aware noise, so that a weight of zero moves too (Dziugaite et al. 2020)
 _NUMBERS = 2**24  # of all draws that lie side by side, 64 MB
 
 
@@ -34,11 +43,14 @@ def deviations(params: Params, scale: float | Float[Tensor, "..."], noise: Noise
 
 def _kind(noise: Noise, params: Params) -> tuple[str, Mapping[str, Tensor]]:
     """The law by which the deviation depends on the size of a weight, and these sizes."""
-    kind, sizes = (
-        (noise, params) if isinstance(noise, str) else ("given", noise) if isinstance(noise, Mapping) else noise
-    )
-    if not isinstance(noise, Mapping) and kind not in ("isotropic", "scaled", "magnitude"):
-        raise ValueError(f"noise is {kind!r}; choose isotropic, scaled or magnitude, or give each weight's deviation")
+    if isinstance(noise, Mapping):
+        kind, sizes = "given", noise
+    else:
+        kind, sizes = (noise, params) if isinstance(noise, str) else noise
+        if kind not in ("isotropic", "scaled", "magnitude"):
+            raise ValueError(
+                f"noise is {kind!r}; choose isotropic, scaled or magnitude, or give each weight's deviation"
+            )
     if set(sizes) != set(params):
         raise ValueError(f"noise lacks or adds {sorted(set(params) ^ set(sizes))}; give one tensor for each parameter")
     return kind, sizes
@@ -49,7 +61,7 @@ def _deviation(w: Tensor, scale: Tensor, kind: str, size: Tensor) -> Tensor:
         return scale
     if kind == "given":
         return (scale * size).expand_as(w)
-    return scale * (10 * size.abs() + 1) if kind == "scaled" else torch.hypot(scale * size, w.new_tensor(_FLOOR))
+    return scale * (10 * size.abs() + 1) if kind == "scaled" else torch.hypot(scale * size, w.new_tensor(FLOOR))
 
 
 @full_precision()

@@ -20,6 +20,7 @@ __all__ = [
     "require_classes",
     "require_finite",
     "seeded_generator",
+    "start_of",
 ]
 
 _NOISE = int.from_bytes(b"noise")  # no seed of a network: from equal seeds the noise could be its initial weights
@@ -181,6 +182,14 @@ def seeded_generator(generator: torch.Generator | None, device: torch.device, se
             f"generator is on {generator.device} but inputs on {device}; make it there: Generator({device})"
         )
     return generator
+
+
+def start_of(initial: nn.Module | Network, network: Network) -> Params:
+    """The weights of `initial`, of the same names and shapes as the network's, and in their precision."""
+    params = Network.of(initial).params
+    if {n: p.shape for n, p in params.items()} != {n: p.shape for n, p in network.params.items()}:
+        raise ValueError("initial has other parameters than network; give the network's own start, a stack for a stack")
+    return {name: param.to(network.params[name]) for name, param in params.items()}
 
 
 def random_params(

@@ -1,6 +1,7 @@
 """What the measures of one network share: each quantity is computed when it is first asked for, and once."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -10,9 +11,7 @@ from torch import Tensor
 
 from genlib import curvature, margins, norms, pac_bayes, sharpness
 from genlib._noise import deviations
-from genlib._objective import Objective, seeded_generator
-from genlib._operators import operator_frobenius_norm
-from genlib._weights import folded_weights, layer_input_shapes
+from genlib._objective import Objective, require_finite, seeded_generator, start_of
 from genlib.estimates import Estimate, Maximum
 from genlib.network import Network, Params
 from genlib.train import Run
@@ -97,10 +96,8 @@ class Shared:
     @quantity
     def displacement(self) -> Params:
         """w − w⁰."""
-        start = self.initial.params
-        if {n: p.shape for n, p in start.items()} != {n: p.shape for n, p in self.weights.items()}:
-            raise ValueError("initial has other parameters than network; give the network's own start")
-        return {name: w - start[name].to(w) for name, w in self.weights.items()}
+        start = start_of(self.initial, self.objective.network)
+        return {name: w - start[name] for name, w in self.weights.items()}
 
     @quantity
     def square(self) -> Float[Tensor, ""]:
@@ -115,26 +112,17 @@ class Shared:
     # Its layers
 
     @quantity
-    def _layers(self) -> list:
-        return folded_weights(self.network)
-
-    @quantity
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return layer_input_shapes(self.network, self.input_shape)
+    def outputs(self) -> list[int]:
+        """The outputs h_i of each layer, of a convolution its channels."""
+        return norms.layer_outputs(self.network)
 
     @property
     def depth(self) -> int:
-        return len(self._layers)
-
-    @quantity
-    def widths(self) -> Float[Tensor, " layers"]:
-        """The outputs h_i of each layer, of a convolution its channels."""
-        counts = [float(weight.rows.shape[1]) for weight in self._layers]
-        return torch.tensor(counts, dtype=torch.float64, device=self.labels.device)
+        return len(self.outputs)
 
     @property
-    def log_widths(self) -> Float[Tensor, ""]:
-        return self.widths.log().sum()
+    def log_outputs(self) -> float:
+        return sum(math.log(h) for h in self.outputs)
 
     @quantity
     def frobenius(self) -> Float[Tensor, " layers"]:
@@ -142,16 +130,12 @@ class Shared:
 
     @quantity
     def spectral(self) -> Float[Tensor, " layers"]:
-        found = norms.spectral_norms(self.network, input_shape=self.input_shape).double()
-        if not found.all():
-            raise ValueError("network: a layer has no weight other than zero, and this divides by its norm")
-        return found
+        return norms.require_nonzero(norms.spectral_norms(self.network, input_shape=self.input_shape).double())
 
-    @quantity
+    @property
     def stable_ranks(self) -> Float[Tensor, " layers"]:
         spectral = self.spectral
-        frobenius = torch.stack([operator_frobenius_norm(w, self._shapes)[0] for w in self._layers])
-        return (frobenius.double() / spectral).square()
+        return (norms.operator_frobenius_norms(self.network, input_shape=self.input_shape) / spectral).square()
 
     @property
     def log_frobenius(self) -> Float[Tensor, ""]:
@@ -191,9 +175,7 @@ class Shared:
         self.passes += 1
         with torch.no_grad():
             found = torch.cat([network.apply(self.weights, inputs) for inputs, _ in self.objective.batches])
-        if not found.isfinite().all():
-            raise ValueError("network: its logits on these data are not finite; check inputs, or measure earlier")
-        return found
+        return require_finite(found, "output")
 
     @quantity
     def margins(self) -> Float[Tensor, " samples"]:
@@ -271,5 +253,5 @@ class Shared:
         """KL = ½ Σ (w_i/σ_i)² where σ_i = α(10|w_i| + 1) raises the loss by a half: it goes as 1/α²."""
         found = self._searched(of="loss", increase=0.5, noise="scaled")
         spread = deviations(self.weights, found.value, "scaled")
-        kl = total((w.double() / spread[name].double()).square() for name, w in self.weights.items()) / 2
+        kl = pac_bayes.kl_of_means(self.weights, spread, None)
         return Estimate(kl, 2 * kl * found.standard_error / found.value, 0.0)

@@ -10,17 +10,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from genlib._losses import Loss
-from genlib._objective import Objective, seeded_generator
+from genlib._objective import Objective, require_finite, seeded_generator
 from genlib._precision import full_precision
+from genlib._weights import BATCH_NORM, CONVOLUTIONS, TRANSPOSED
 from genlib.estimates import Estimate
 from genlib.network import Network
 
 __all__ = ["trace"]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_LAYERS = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED, *_BATCH_NORM, nn.PReLU)
+_LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, BATCH_NORM, nn.PReLU)
 
 _ALL_CLASSES = 64  # above it cotangents are drawn
 _COTANGENTS = 16  # a sample, where they are drawn
@@ -68,11 +66,7 @@ def trace(
     else:
         found = [_gauss_newton(one, loss, cotangents, chunk_size, generator) for one in _each(objective)]
     value, error, by_layer = _joined(found, objective.network.size)
-    if not value.isfinite().all():
-        raise ValueError(
-            "network: its trace on these data is not finite; check inputs, or measure it before it diverged"
-        )
-    return Estimate(value, error, found[0].passes, by_layer)
+    return Estimate(require_finite(value, "trace"), error, found[0].passes, by_layer)
 
 
 def _each(objective: Objective) -> Iterator[Objective]:
@@ -109,7 +103,7 @@ def _obstacle(network: Network, loss: Loss) -> str | None:
         for parameter in layer.parameters(recurse=False):
             if owners.setdefault(id(parameter), name) != name:
                 return f"network: {owners[id(parameter)]} and {name} share a weight"
-        if isinstance(layer, _BATCH_NORM) and layer.running_mean is None:
+        if isinstance(layer, BATCH_NORM) and layer.running_mean is None:
             return f"network: {name} normalizes by the batch at hand"
         if _own(layer) and not (isinstance(layer, _LAYERS) and _own(layer) <= {"weight", "bias"}):
             return f"network: the weights of {name} are those of no layer that is known here"
@@ -156,7 +150,7 @@ def _gauss_newton(
             total += squares
         if drawn:
             variance += count * total.var(0).sum() / objective.samples**2
-    weighing = any(isinstance(layer, (*_CONVOLUTIONS, *_TRANSPOSED)) for _, layer, *_ in met)
+    weighing = any(isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)) for _, layer, *_ in met)
     return Estimate(sum(by_layer.values()), variance.sqrt(), 1.0 + count * (1 + weighing), by_layer)
 
 
@@ -213,10 +207,10 @@ def _weight_squares(layer: nn.Module, x: Tensor, delta: Tensor) -> Float[Tensor,
     if isinstance(layer, nn.Linear):
         places = delta.reshape(count, n, 1, -1, layer.out_features).mT
         return _product_squares(places, x.reshape(n, 1, -1, layer.in_features).mT)
-    if isinstance(layer, _CONVOLUTIONS):
+    if isinstance(layer, CONVOLUTIONS):
         places = delta.flatten(3).unflatten(2, (layer.groups, -1))
         return _product_squares(places, _patches(layer, x, delta.shape[3:]))
-    if isinstance(layer, _TRANSPOSED):  # the same with the two ends of the layer exchanged
+    if isinstance(layer, TRANSPOSED):  # the same with the two ends of the layer exchanged
         patches = _patches(layer, delta.flatten(0, 1), x.shape[2:])
         return _product_squares(patches.unflatten(0, (count, n)), x.flatten(2).unflatten(1, (layer.groups, -1)))
     if isinstance(layer, nn.PReLU):

@@ -13,11 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from genlib._noise import FLOOR
 from genlib._precision import full_precision
 from genlib._shared import Shared, total
 from genlib.data import Dataset
 from genlib.estimates import Estimate
 from genlib.network import Network, Params
+from genlib.norms import log_frobenius_complexity_of, log_spectral_complexity_of
 from genlib.train import Run
 
 __all__ = ["CATALOGUE", "Measure", "evaluate", "register_measure"]
@@ -25,7 +27,6 @@ __all__ = ["CATALOGUE", "Measure", "evaluate", "register_measure"]
 LAYERS, DINH_LAYERS, DINH_UNITS, UNITS = "layer scaling", "Dinh per layer", "Dinh per neuron", "permutation"
 INVARIANCES = (LAYERS, DINH_LAYERS, DINH_UNITS, UNITS)
 NEEDS = ("data", "layers", "margin", "initial", "run")
-_TINY = 1e-3  # ε of the magnitude-aware noise
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,8 @@ def _magnitude(v: Params, sigma: Estimate, shared: Shared) -> Estimate:
     squares = [tensor.double().square() for tensor in v.values()]
 
     def bound(s: Tensor) -> Tensor:
-        above = (_TINY**2 + (s**2 + 1) * total(squares) / shared.parameters).log() * shared.parameters
-        below = total((_TINY**2 + s**2 * square).log() for square in squares)
+        above = (FLOOR**2 + (s**2 + 1) * total(squares) / shared.parameters).log() * shared.parameters
+        below = total((FLOOR**2 + s**2 * square).log() for square in squares)
         return (above - below) / 4 + (shared.samples / s).log() + 10
 
     value = bound(sigma.value.double())
@@ -252,19 +253,19 @@ for _row in (
         "neyshabur2017", _BOTH, 1, INVARIANCES, lambda s: _divided(2 * s.log_path(1) + s.depth * math.log(4), s, 5)),
     ("neyshabur_l2_path", r"\mathcal C_{\ell_2\text{-path}}", r"\ln\gamma^{-2}\sum_p\prod_{i\in p}4h_iw_i^2",
         "neyshabur2017", _BOTH, 1, INVARIANCES,
-        lambda s: _divided(s.log_path(2) + s.depth * math.log(4) + s.log_widths, s, 5)),
+        lambda s: _divided(s.log_path(2) + s.depth * math.log(4) + s.log_outputs, s, 5)),
     ("neyshabur_spectral", r"\mathcal C_{\text{spectral}}", r"\ln\gamma^{-2}\prod_i h_i\|W_i\|_2^2",
-        "neyshabur2017", _BOTH, 1, _RATIO, lambda s: _divided(2 * s.log_spectral + s.log_widths, s, 5)),
+        "neyshabur2017", _BOTH, 1, _RATIO, lambda s: _divided(2 * s.log_spectral + s.log_outputs, s, 5)),
     ("spectral_complexity", r"R_W\|X\|_F/m\gamma",
         r"\ln\tfrac{\|X\|_F}{m\gamma}\prod_i\|W_i\|_2\big(\sum_i(\|W_i-W_i^0\|_{2,1}/\|W_i\|_2)^{2/3}\big)^{3/2}",
         "bartlett2017", (*_BOTH, "initial"), 1, (),
-        lambda s: s.log_spectral + 1.5 * (s.row_distance / s.spectral).pow(2 / 3).sum().log()
+        lambda s: log_spectral_complexity_of(s.spectral, s.row_distance)
         + s.log_inputs - math.log(s.samples) - s.log_margin(10)),
     ("frobenius_complexity", r"R_F/\gamma\sqrt m",
         r"\ln\tfrac{d}{\gamma\sqrt m}\prod_i\|W_i\|_2\big(\sum_i h_i\|W_i-W_i^0\|_F^2/\|W_i\|_2^2\big)^{1/2}",
         "neyshabur2018", (*_BOTH, "initial"), 1, (),
-        lambda s: s.log_spectral + (s.widths * (s.frobenius_distance / s.spectral).square()).sum().log() / 2
-        + math.log(s.depth) - math.log(s.samples) / 2 - s.log_margin(10)),
+        lambda s: log_frobenius_complexity_of(s.spectral, s.frobenius_distance, s.outputs)
+        - math.log(s.samples) / 2 - s.log_margin(10)),
 
     # Outputs
     ("cross_entropy", r"\hat L", r"\tfrac1m\sum_j-\ln p(y_j|x_j)",

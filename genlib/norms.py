@@ -39,12 +39,17 @@ __all__ = [
     "frobenius_norms",
     "group_norms",
     "layer_names",
+    "layer_outputs",
     "log_frobenius_complexity",
+    "log_frobenius_complexity_of",
     "log_path_norm",
     "log_product",
     "log_spectral_complexity",
+    "log_spectral_complexity_of",
+    "operator_frobenius_norms",
     "path_norm",
     "register_norm",
+    "require_nonzero",
     "spectral_complexity",
     "spectral_norms",
     "stable_ranks",
@@ -113,10 +118,25 @@ def stable_ranks(
     ‖A‖_F counts a tap of the kernel once for each place where it meets a pixel, so it isn't `frobenius_norms`.
     Shapes, cost and errors as `spectral_norms`; a layer of zeros has no stable rank: ValueError.
     """
+    spectral = require_nonzero(spectral_norms(network, input_shape=input_shape, rtol=rtol))
+    return (operator_frobenius_norms(network, input_shape=input_shape) / spectral) ** 2
+
+
+def operator_frobenius_norms(
+    network: nn.Module | Network, *, input_shape: tuple[int, ...]
+) -> Float[Tensor, "*models layers"]:
+    """‖A‖_F of each layer's linear map A, of a convolution that of the map on its whole image.
+
+    Cost and errors as `frobenius_norms`; an input_shape that doesn't fit: ValueError.
+    """
     network = Network.of(network)
-    shapes, weights = layer_input_shapes(network, input_shape), folded_weights(network)
-    spectral = _divisors(_each(network, [spectral_norm(weight, shapes, rtol) for weight in weights]))
-    return (_each(network, [operator_frobenius_norm(weight, shapes) for weight in weights]) / spectral) ** 2
+    shapes = layer_input_shapes(network, input_shape)
+    return _each(network, [operator_frobenius_norm(weight, shapes) for weight in folded_weights(network)])
+
+
+def layer_outputs(network: nn.Module | Network) -> list[int]:
+    """The number of outputs h_i of each layer, of a convolution its channels. Errors as `frobenius_norms`."""
+    return [weight.rows.shape[1] for weight in folded_weights(Network.of(network))]
 
 
 def log_product(norms: Float[Tensor, "*models layers"]) -> Float[Tensor, "*models"]:
@@ -156,8 +176,15 @@ def log_spectral_complexity(
     network: nn.Module | Network, initial: nn.Module | Network, *, input_shape: tuple[int, ...], rtol: float = 1e-4
 ) -> Float[Tensor, "*models"]:
     """The logarithm of `spectral_complexity`, in float64: of a deep network the value itself may overflow."""
-    spectral = _divisors(spectral_norms(network, input_shape=input_shape, rtol=rtol)).double()
-    ratios = distances(network, initial, norm=(2, 1)).double() / spectral
+    spectral = require_nonzero(spectral_norms(network, input_shape=input_shape, rtol=rtol))
+    return log_spectral_complexity_of(spectral, distances(network, initial, norm=(2, 1)))
+
+
+def log_spectral_complexity_of(
+    spectral: Float[Tensor, "*models layers"], moved: Float[Tensor, "*models layers"]
+) -> Float[Tensor, "*models"]:
+    """`log_spectral_complexity` from the norms that it is made of, ‖W_i‖₂ and ‖W_i - W_i⁰‖_{2,1}."""
+    ratios = moved.double() / spectral.double()
     return log_product(spectral) + 1.5 * (ratios ** (2 / 3)).sum(-1).log()
 
 
@@ -181,11 +208,16 @@ def log_frobenius_complexity(
     The bound of Neyshabur, Bhojanapalli & Srebro (2018) is in proportion to it over the margin and the root of the
     number of samples; there W⁰ = 0, in their code it is the initialization. Errors as `spectral_complexity`.
     """
-    network = Network.of(network)
-    spectral = _divisors(spectral_norms(network, input_shape=input_shape, rtol=rtol)).double()
-    ratios = distances(network, initial).double() / spectral
-    outputs = ratios.new_tensor([weight.rows.shape[1] for weight in folded_weights(network)])
-    return math.log(len(outputs)) + log_product(spectral) + 0.5 * (outputs * ratios**2).sum(-1).log()
+    spectral = require_nonzero(spectral_norms(network, input_shape=input_shape, rtol=rtol))
+    return log_frobenius_complexity_of(spectral, distances(network, initial), layer_outputs(network))
+
+
+def log_frobenius_complexity_of(
+    spectral: Float[Tensor, "*models layers"], moved: Float[Tensor, "*models layers"], outputs: list[int]
+) -> Float[Tensor, "*models"]:
+    """`log_frobenius_complexity` from what it is made of, ‖W_i‖₂, ‖W_i - W_i⁰‖_F and h_i."""
+    squares = spectral.new_tensor(outputs).double() * (moved.double() / spectral.double()) ** 2
+    return math.log(len(outputs)) + log_product(spectral) + 0.5 * squares.sum(-1).log()
 
 
 @full_precision()
@@ -255,7 +287,7 @@ def _each(network: Network, norms: list[Tensor]) -> Tensor:
     return norms[0] if network.size is None else norms
 
 
-def _divisors(norms: Tensor) -> Tensor:
+def require_nonzero(norms: Tensor) -> Tensor:
     if not norms.all():
         raise ValueError("network: a layer has no weight other than zero, and this divides by its norm; leave it out")
     return norms

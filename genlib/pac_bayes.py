@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genlib._divergences import gaussian_kl, kl_inverse, mcallester_bound, require_delta, seeger_bound
 from genlib._noise import deviations, mean_of_pairs, perturbed_losses, require_pairs, same_draws
-from genlib._objective import Objective
+from genlib._objective import Objective, start_of
 from genlib._precision import full_precision
 from genlib._sigma import SigmaSearch, largest_sigma
 from genlib.network import Network, Params
@@ -107,7 +107,7 @@ def pac_bayes_bound(
     noise, scale = (std, 1.0) if isinstance(std, Mapping) else ("isotropic", std)
     spread = deviations(weights, scale, noise)
     prior_scales = _grid(prior_scales, objective.inputs.device)
-    kls = _kl_by_scale(weights, spread, _center(initial, objective.network), prior, prior_scales, size)
+    kls = _kl_by_scale(weights, spread, start_of(initial, objective.network), prior, prior_scales, size)
     kl, best = kls.min(0)
 
     delta_draws, delta_prior = _DRAWS_SHARE * delta, (1 - _DRAWS_SHARE) * delta / len(prior_scales)
@@ -190,7 +190,7 @@ def sharpness_kl(
     require_pairs(draws)
     objective = Objective.of(network, inputs, labels, chunk_size=chunk_size)
     weights, size = objective.network.params, objective.network.size
-    center = None if initial is None else _center(initial, objective.network)
+    center = None if initial is None else start_of(initial, objective.network)
     moved = weights if center is None else {name: w - center[name] for name, w in weights.items()}
     losses, at_rest = same_draws(objective, noise, generator, sampling), objective.at_rest()
     measured = [mean_of_pairs(losses(scale, draws) - at_rest) for scale in scales]
@@ -199,27 +199,19 @@ def sharpness_kl(
         scales=torch.as_tensor([float(scale) for scale in scales], device=inputs.device),
         sharpness=torch.stack([mean for mean, _, _ in measured]),
         standard_error=torch.stack([error for _, error, _ in measured]),
-        kl=torch.stack(
-            [
-                sum(_total((d / spread[name]).double().square(), size) for name, d in moved.items()) / 2
-                for spread in spreads
-            ]
-        ),
+        kl=torch.stack([kl_of_means(moved, spread, size) for spread in spreads]),
         passes=1.0 + draws * len(scales),
     )
+
+
+def kl_of_means(moved: Params, spread: Params, size: int | None) -> Float[Tensor, "..."]:
+    """½ Σ (d_i/σ_i)², the divergence of Gaussians of equal deviations σ whose means lie d apart; one a model."""
+    return sum(_total((d / spread[name]).double().square(), size) for name, d in moved.items()) / 2
 
 
 def _total(terms: Float[Tensor, "..."], size: int | None) -> Float[Tensor, "..."]:
     """The sum over a tensor's weights, one a model of a stack."""
     return terms.flatten(int(size is not None)).sum(-1)
-
-
-def _center(initial: nn.Module | Network, network: Network) -> Params:
-    """The weights of `initial`, of the same names and shapes as the network's."""
-    params = Network.of(initial).params
-    if {n: p.shape for n, p in params.items()} != {n: p.shape for n, p in network.params.items()}:
-        raise ValueError("initial has other parameters than network; give the network's own start, a stack for a stack")
-    return {name: param.to(network.params[name]) for name, param in params.items()}
 
 
 def _grid(scales: Float[Tensor, " priors"] | None, device: torch.device) -> Float[Tensor, " priors"]:
