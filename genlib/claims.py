@@ -2,7 +2,6 @@
 
 import json
 import math
-import platform
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from genlib import scale
 from genlib.estimates import interval
@@ -197,7 +195,7 @@ class Claims:
 
     def _write(self) -> str:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        environment = _environment() | {"seconds": round(time.perf_counter() - self.started, 1)}
+        environment = scale.environment() | {"seconds": round(time.perf_counter() - self.started, 1)}
         record = {"environment": environment, "claims": [claim.entry() for claim in self._in_order()]}
         self.path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         return f"wrote {self.path}"
@@ -210,14 +208,3 @@ def records(folder: str | Path = "claims") -> pd.DataFrame:
         chapter, at = path.stem.rsplit(".", 1)
         rows += [{"chapter": chapter, "scale": at, **entry} for entry in json.loads(path.read_text())["claims"]]
     return pd.DataFrame(rows)
-
-
-def _environment() -> dict:
-    return {
-        "scale": scale.scale(),
-        "seed_block": scale.seed_block(),
-        "device": scale.device().type,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "genlib": scale.sources_hash(),
-    }

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ __all__ = [
     "cache_directory",
     "device",
     "dry_run",
+    "environment",
     "recording",
     "scale",
     "seeds",
@@ -45,14 +47,15 @@ def seed_block() -> int:
     return block
 
 
-def seeds(count: int) -> list[int]:
+def seeds(count: int, *, block: int | None = None) -> list[int]:
     """`count` seeds, 1000·GENLIB_SEED + 0 … count-1: the blocks of two values of GENLIB_SEED never overlap.
 
-    A dry run gets two at most.
+    `block` stands for GENLIB_SEED. A dry run gets two at most.
     """
     if not 1 <= count <= 1000:
         raise ValueError(f"count is {count}; a block holds 1 to 1000 seeds")
-    return [1000 * seed_block() + i for i in range(min(count, 2) if dry_run() else count)]
+    block = seed_block() if block is None else block
+    return [1000 * block + i for i in range(min(count, 2) if dry_run() else count)]
 
 
 def dry_run() -> bool:
@@ -107,6 +110,18 @@ def banner() -> str:
     if on_colab() and not Path("/content/drive/MyDrive").is_dir():
         kept = " · finished work is kept on this machine only: mount Drive to keep it through a disconnect"
     return f"scale {scale()} · seeds {seeds(1)[0]}… · {name}{kept}{dry}"
+
+
+def environment() -> dict:
+    """What a record says of the run that made it: scale, block of seeds, device, versions, genlib's sources."""
+    return {
+        "scale": scale(),
+        "seed_block": seed_block(),
+        "device": device().type,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "genlib": sources_hash(),
+    }
 
 
 def on_colab() -> bool:

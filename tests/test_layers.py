@@ -12,7 +12,7 @@ LAYERS = [
     "norms margins sensitivity curvature sharpness pac_bayes _weights _operators _paths "
     "_objective _noise _ascent _divergences _sigma",
     "optimizers train landscape ranking _engines _checkpoint",
-    "measures sweep _shared",
+    "measures sweep records _shared",
     "claims plots",
 ]
 LAYER = {module: number for number, line in enumerate(LAYERS) for module in line.split()}
