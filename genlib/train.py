@@ -1,6 +1,7 @@
 """Training: `fit` one network, `fit_many` a stack of them at once. Data lives on the device as tensors."""
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -126,8 +127,8 @@ def fit_many(
     `datasets`, `lr`, `weight_decay`, `stop` and `seed` (default 0, 1, …) are one for all or one a module; the data sets
     of a stack are of one size. A network that stops or diverges leaves the stack: look at `converged`, `diverged_at`.
     Where a loop is faster (convolutions and wide layers on a CPU) or needed (L-BFGS, an optimizer of your own, streamed
-    data) it loops, over that many `workers` (processes of one thread each); `stacked` overrules the choice. The rest is
-    as in `fit`.
+    data) it loops; `stacked` overrules the choice. The loop, or the stack in equal parts, is spread over that many
+    `workers` (processes of one thread each). The rest is as in `fit`.
     """
     modules = list(modules)
     require_one_shape(modules)
@@ -139,10 +140,12 @@ def fit_many(
     must_loop = callable(optimizer) or optimizer == "lbfgs" or any(job.streamed for job in jobs)
     if stacked and must_loop:
         raise ValueError("stacked is True, but L-BFGS, optimizers of your own and streamed data train one by one")
-    if must_loop or stacked is False or (stacked is None and _loop_is_faster(jobs[0])):
-        one_by_one = Parallel(n_jobs=workers, return_as="generator")(delayed(_train_one)(job, plan) for job in jobs)
-        return Runs(tuple(progress(one_by_one, total=len(jobs), what="networks")))
-    return Runs(tuple(_train(jobs, plan, Stack)))
+    loop = must_loop or stacked is False or (stacked is None and _loop_is_faster(jobs[0]))
+    parts = len(jobs) if loop else min(workers, len(jobs))
+    ends = [part * len(jobs) // parts for part in range(parts + 1)]
+    tasks = (delayed(_train)(jobs[a:b], plan, Single if loop else Stack) for a, b in itertools.pairwise(ends))
+    found = Parallel(n_jobs=workers, return_as="generator")(tasks)
+    return Runs(tuple(run for part in progress(found, total=parts, what="networks") for run in part))
 
 
 @torch.no_grad()
@@ -161,10 +164,6 @@ def evaluate(
         part.training = training
     mean_loss, accuracy = both.flatten().tolist()
     return mean_loss, accuracy
-
-
-def _train_one(job: Job, plan: Plan) -> Run:
-    return _train([job], plan, Single)[0]
 
 
 def _train(jobs: Sequence[Job], plan: Plan, engine_type: type[Single] | type[Stack]) -> list[Run]:

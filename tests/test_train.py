@@ -1,6 +1,7 @@
 import copy
 import math
 
+import joblib
 import pytest
 import torch
 from torch import nn
@@ -95,9 +96,21 @@ def test_loop_stack_and_processes_agree(digits):
     stacked = fit_many(nets, digits, stacked=True, **kwargs)
     looped = fit_many(nets, digits, stacked=False, **kwargs)
     spread = fit_many(nets, digits, stacked=False, workers=2, **kwargs)
-    for a, b, c in zip(stacked, looped, spread, strict=True):
+    parts = fit_many(nets, digits, stacked=True, workers=2, **kwargs)
+    for a, b, c, d in zip(stacked, looped, spread, parts, strict=True):
         assert distance(a.module, b.module) < 1e-5
         assert distance(b.module, c.module) < 1e-6
+        assert distance(a.module, d.module) < 1e-5
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_a_stack_in_parts_keeps_its_order_and_every_network(digits, workers):
+    stops = [Stop(steps=steps, every=1) for steps in (3, 1, 4, 2, 5)]
+    nets = [models.mlp(64, 10, width=6, seed=s) for s in range(5)]
+    with joblib.parallel_config(backend="threading"):
+        runs = fit_many(nets, digits, lr=0.1, batch_size=32, stop=stops, stacked=True, workers=workers)
+    assert [run.steps for run in runs] == [3, 1, 4, 2, 5]
+    assert all(distance(run.initial, net) == 0 for run, net in zip(runs, nets, strict=True))
 
 
 def test_targets_stop_training_and_caps_do_not_count_as_convergence(digits, net):

@@ -19,6 +19,7 @@ def rows() -> list[Row]:
         fit_many_row(width=64, depth=2, batch_size=32, steps=300, at_least=4.0),
         fit_many_row(width=64, depth=2, batch_size=64, steps=300, at_least=2.5),
         fit_many_row(width=512, depth=1, batch_size=64, steps=30, at_least=1 / 1.1),
+        starts_row(),
     ]
 
 
@@ -77,3 +78,24 @@ def fit_many_row(*, width: int, depth: int, batch_size: int, steps: int, at_leas
     shape = "-".join(["40", *[str(width)] * depth, "10"])
     case = f"{count} MLPs {shape}, batch {batch_size}"
     return Row("fit_many", case, "calls of fit", theirs / own, at_least, own / once, 2 + hidden / (hidden + 40 * width))
+
+
+def starts_row(count: int = 40, steps: int = 100) -> Row:
+    """Random starts on the full batch, as a chapter on basins trains them."""
+    digits = data.load("digits", train=300, device="cpu")
+    networks = [models.mlp(64, 10, width=100, seed=seed) for seed in range(count)]
+    recipe = {"optimizer": "adam", "lr": 0.01, "stop": Stop(steps=steps, every=steps)}
+
+    def singly() -> None:
+        for seed, network in enumerate(networks):
+            fit(network, digits, seed=seed, **recipe)
+
+    @torch.no_grad()
+    def forward() -> None:
+        for _ in range(steps):
+            for network in networks:
+                network(digits.inputs)
+
+    theirs, own, once = medians(singly, lambda: fit_many(networks, digits, **recipe), forward)
+    case = f"{count} starts of an MLP 64-100-10, Adam, all {len(digits)} samples a step"
+    return Row("fit_many", case, "calls of fit", theirs / own, 1.0, own / once, 2 + 10 / 74)
