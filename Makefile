@@ -11,6 +11,9 @@ export GENLIB_CACHE ?= $(CURDIR)/.cache
 
 BOOK     := build/book
 EMPTY    := $(CURDIR)/build/empty-cache
+# Of one thread each. The chapters of a book run one after the other: they time themselves and share out the cores.
+JOBS     ?= 2
+TOGETHER := -n $(JOBS) --dist worksteal
 NBMAKE   := $(BIN)/pytest --nbmake --nbmake-timeout
 SOURCES  := $(wildcard genlib/*.py chapters/*.ipynb chapters/claims/*.json chapters/records/*)
 PAGES    := $(wildcard chapters/*.md chapters/*.bib chapters/_static/*) _config.yml _toc.yml tests/book/assemble.py tests/benchmarks/record.json
@@ -44,12 +47,13 @@ lint: $(VENV)/.installed
 	$(BIN)/codespell
 
 unit: $(VENV)/.installed
-	$(BIN)/pytest --ignore=tests/book/test_pages.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(TOGETHER) --ignore=tests/book/test_pages.py
 
 dry-runs: $(VENV)/.installed
 	for scale in gpu paper; do \
 	    rm -rf $(EMPTY); \
-	    GENLIB_DRY_RUN=1 GENLIB_SCALE=$$scale GENLIB_CACHE=$(EMPTY) $(NBMAKE)=300 chapters || exit 1; \
+	    GENLIB_DRY_RUN=1 GENLIB_SCALE=$$scale GENLIB_CACHE=$(EMPTY) OMP_NUM_THREADS=1 \
+	        $(NBMAKE)=600 $(TOGETHER) chapters || exit 1; \
 	done
 
 lab: $(VENV)/.installed  ## open the chapters in JupyterLab
@@ -58,7 +62,7 @@ lab: $(VENV)/.installed  ## open the chapters in JupyterLab
 bench: $(VENV)/.installed  ## time the kernels against their peers and write tests/benchmarks/record.json
 	$(BIN)/python tests/benchmarks
 
-record: $(VENV)/.installed  ## run the chapters on seed block 1 and write their claims to chapters/claims
+record: $(VENV)/.installed  ## run the chapters on seed block 1 and write their claims and populations of networks
 	GENLIB_RECORD=1 GENLIB_SEED=1 $(NBMAKE)=1000000 chapters
 
 repository: $(VENV)/.installed  ## set the repository's address: make repository URL=https://github.com/owner/name
