@@ -10,6 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+from genlib import measures
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -112,3 +116,14 @@ def test_the_readme_s_example_runs(capsys):
     exec(compile(example, "README.md", "exec"), {})
     shown = capsys.readouterr().out
     assert "inverse_margin" in shown and "standard_error" in shown
+
+
+def test_the_catalogue_s_example_adds_a_measure():
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "chapters/catalogue.md").read_text("utf-8"), re.DOTALL)
+    try:
+        exec(compile(example, "catalogue.md", "exec"), {})
+        network = nn.Linear(3, 2)
+        found = measures.evaluate(network, (torch.zeros(1, 3), torch.tensor([0])), names=["largest_weight"])
+        assert found.value["largest_weight"] == max(w.abs().max() for w in network.parameters())
+    finally:
+        del measures._catalogue["largest_weight"]

@@ -3,7 +3,8 @@
 In the folder of executed chapters this writes
 - the configuration: execution off, and what depends on the repository's address,
 - figures/<name>: every named figure of the chapters, for other pages to show,
-- the scoreboard of claims, the table of execution times, and the table and figure of the benchmarks,
+- the scoreboard of claims, the table of execution times, the catalogue of measures, and the table and figure of the
+  benchmarks,
 - each chapter's run time, where its first cell links to that table.
 """
 
@@ -24,11 +25,18 @@ from repository import chapters
 
 from genlib import plots
 from genlib.claims import VERDICTS
+from genlib.measures import CATALOGUE, Measure
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks/record.json"
 SUFFIXES = {"image/svg+xml": ".svg", "image/png": ".png"}
 SCALES = ("small", "gpu", "paper")
 TIMES_LINK = "[execution times](execution_times.md)"
+INVARIANCES = {
+    "layer scaling": "scale",
+    "Dinh per layer": "layers",
+    "Dinh per neuron": "units",
+    "permutation": "order",
+}
 COLOURS = dict(zip(VERDICTS, ("success", "warning", "muted", "danger"), strict=True))
 
 
@@ -40,6 +48,7 @@ def assemble(root: Path, scale: str, benchmarks: Path = BENCHMARKS) -> None:
     _write_figures(notebooks.values(), root / "chapters/figures")
     _fill(root / "chapters/scoreboard.md", "the scoreboard", scoreboard(notebooks, records))
     _fill(root / "chapters/execution_times.md", "the table of execution times", times_table(notebooks, scale, records))
+    _fill(root / "chapters/catalogue.md", "the catalogue", catalogue_table())
     speed = json.loads(benchmarks.read_text("utf-8"))
     speed["rows"].sort(key=lambda row: (row["kernel"], row["case"]))  # numbered alike in the table and in the figure
     draw_speed(speed["rows"], root / "chapters/figures/speed.svg")
@@ -87,6 +96,22 @@ def scoreboard(notebooks: dict, records: dict) -> str:
             f"#{titles[chapter]}, at the scale `{scale}`\n\nDecided in [](<{chapter}.ipynb>).\n\n{_table(rows)}"
         )
     return "\n\n".join(parts)
+
+
+def catalogue_table() -> str:
+    """All measures with their formulas, as a table."""
+    return _table(pd.DataFrame([_measure_row(measure) for measure in CATALOGUE.values()]))
+
+
+def _measure_row(measure: Measure) -> dict[str, str]:
+    formula = measure.formula.replace(r"\|", r"\Vert ").replace("|", r"\vert ")  # a bar would end the table's cell
+    return {
+        "Measure": f"`{measure.name}`<br>{{cite:t}}`{measure.citation}`",
+        "Formula": f"${formula}$",
+        "Costs": f"{measure.passes:g}",
+        "Needs": ", ".join("start" if need == "initial" else need for need in measure.needs if need != "data"),
+        "Blind to": ", ".join(INVARIANCES[kind] for kind in measure.invariances),
+    }
 
 
 def speed_table(record: dict) -> str:

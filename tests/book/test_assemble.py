@@ -11,6 +11,8 @@ import yaml
 from assemble import BENCHMARKS, assemble, draw_speed, seconds
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from genlib.measures import CATALOGUE
+
 ROOT = Path(__file__).parents[2]
 PIXELS = base64.b64encode(b"pixels").decode()
 
@@ -42,7 +44,8 @@ def _timing(kernel, **changes):
 def root(tmp_path):
     """An executed chapter with a figure, and its record at two scales."""
     (tmp_path / "chapters/claims").mkdir(parents=True)
-    for name in ("_config.yml", *(f"chapters/{page}.md" for page in ("scoreboard", "execution_times", "how_fast"))):
+    pages = ("scoreboard", "execution_times", "how_fast", "catalogue")
+    for name in ("_config.yml", *(f"chapters/{page}.md" for page in pages)):
         shutil.copy(ROOT / name, tmp_path / name)
     figure = {"mystnb": {"figure": {"name": "landing"}}}
     cells = [
@@ -142,6 +145,14 @@ def test_the_committed_timings_fill_the_page(root):
     assemble(root, "small")
     named = {row[1].partition("<br>")[0].strip("`") for row in _cells(root / "chapters/how_fast.md") if len(row) == 7}
     assert named >= {row["kernel"] for row in rows}
+
+
+def test_the_catalogue_has_a_row_for_every_measure(root):
+    assemble(root, "small")
+    rows = [row for row in _cells(root / "chapters/catalogue.md") if len(row) == 5]  # no bar in a formula ends a cell
+    assert [row[0].partition("<br>")[0].strip("`") for row in rows[2:]] == list(CATALOGUE)
+    bibliography = (ROOT / "chapters/references.bib").read_text("utf-8")
+    assert all(f"{{{measure.citation}," in bibliography for measure in CATALOGUE.values())
 
 
 @pytest.mark.parametrize("url", ["", "https://github.com/owner/name"])
