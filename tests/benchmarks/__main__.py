@@ -14,12 +14,15 @@ import measures
 import norms
 import pac_bayes
 import pandas as pd
+import sensitivity
 import sharpness
 import torch
 import training
 
 RECORD = Path(__file__).with_name("record.json")
-SUBJECTS = {module.__name__: module for module in (training, norms, sharpness, pac_bayes, curvature, measures)}
+SUBJECTS = {
+    module.__name__: module for module in (training, norms, sharpness, pac_bayes, curvature, sensitivity, measures)
+}
 
 
 def main(names: list[str]) -> None:
