@@ -1,27 +1,152 @@
-"""Curvature: the trace of the Hessian of the training loss, exact where a network is piecewise linear."""
+"""Curvature: the Hessian of the training loss, its products, eigenvalues, trace, norm and spectral density."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from genlib import _sketches
+from genlib._gauss_newton import exact_trace, gram_matrix, obstacle, unknown_gradients
+from genlib._hessian import each, gauss_newton, hessian, hessian_product
+from genlib._lanczos import largest, quadrature
 from genlib._losses import Loss
 from genlib._objective import Objective, require_finite, seeded_generator
 from genlib._precision import full_precision
-from genlib._weights import BATCH_NORM, CONVOLUTIONS, TRANSPOSED
-from genlib.estimates import Estimate
-from genlib.network import Network
+from genlib.estimates import Density, Eigenpairs, Estimate
+from genlib.network import Network, Params
 
-__all__ = ["trace"]
+__all__ = [
+    "LogVolume",
+    "frobenius_norm",
+    "gauss_newton_eigenvalues",
+    "gauss_newton_error",
+    "hessian_vector_product",
+    "log_basin_volume",
+    "spectral_density",
+    "top_eigenvalues",
+    "trace",
+]
 
-_LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, BATCH_NORM, nn.PReLU)
+_GRAM_LIMIT = 20_000  # rows: 3.2 GB in float64
 
-_ALL_CLASSES = 64  # above it cotangents are drawn
-_COTANGENTS = 16  # a sample, where they are drawn
+
+@full_precision()
+def hessian_vector_product(
+    network: nn.Module | Network,
+    inputs: Tensor,
+    labels: Int[Tensor, "..."],
+    *,
+    loss: Loss = "cross_entropy",
+    chunk_size: int | None = None,
+) -> Callable[[Params], Params]:
+    """v ↦ ∇²L(w) v, L the mean loss and w the weights of now; v and the product have the weights' names and shapes.
+
+    Where the data are one chunk, the graph of the gradient is built once and kept: 4 forward passes, then 6 a product
+    (less what the first layer saves), and the memory of that graph; in several chunks 9 a product. A stack gives every
+    model's product at once. ValueError: as `Objective.of`; the loss `error`, or one that isn't finite; a v of other
+    names or shapes. Pearlmutter 1994.
+    """
+    objective = _objective(network, inputs, labels, loss, chunk_size)
+    objective.at_rest()
+    shapes = {name: w.shape for name, w in objective.network.params.items()}
+    product = hessian_product(objective)
+
+    @full_precision()
+    def checked(v: Params) -> Params:
+        if {name: part.shape for name, part in v.items()} != shapes:
+            raise ValueError("v has other names or shapes than the network's parameters; give one tensor for each")
+        return product({name: v[name].detach().to(w) for name, w in objective.network.params.items()})
+
+    return checked
+
+
+@full_precision()
+def top_eigenvalues(
+    network: nn.Module | Network,
+    inputs: Tensor,
+    labels: Int[Tensor, "..."],
+    k: int,
+    *,
+    loss: Loss = "cross_entropy",
+    tolerance: float = 1e-5,
+    max_matvecs: int = 2000,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+) -> Eigenpairs:
+    """The k algebraically largest eigenvalues of ∇²L(w), L the mean loss, with unit eigenvectors over the flat weights.
+
+    Thick-restart Lanczos (Wu & Simon 2000), orthogonalized twice, until every residual ‖Hv − λv‖ is at most `tolerance`
+    times the largest |λ| that it met, H as the network's precision shows it. After `max_matvecs` products it gives what
+    it has, says in `converged` which pairs are done, and warns. An exactly repeated eigenvalue may be counted fewer
+    times, unless few differ. A stack: one model after the other, with a leading axis; cost is that of the dearest.
+    Cost: 3 + 6 a product in forward passes, 9 a product in several chunks; about 30 products for k = 10. Memory:
+    3.5 k + 10 times the parameters and the graph of the gradient. ValueError: as `Objective.of`; the loss `error`; a k
+    that isn't from 1 to the number of parameters; a tolerance finer than the precision resolves.
+    """
+    objective = _objective(network, inputs, labels, loss, chunk_size)
+    _require_tolerance(tolerance, objective)
+    if max_matvecs < k:
+        raise ValueError(f"max_matvecs is {max_matvecs}; give at least k = {k}")
+    generator = seeded_generator(generator, objective.inputs.device)
+    found, passes = [], 0.0
+    for one in each(objective):
+        operator = hessian(one)
+        if not 1 <= k <= operator.dimension:
+            raise ValueError(f"k is {k}; it must be from 1 to {operator.dimension}, the number of parameters")
+        found.append(largest(operator, k, tolerance, max_matvecs, generator))
+        passes = max(passes, operator.passes(found[-1].matvecs))
+    size = objective.network.size
+    values, vectors, residuals, converged = (
+        _joined([getattr(one, name) for one in found], size) for name in ("values", "vectors", "residuals", "converged")
+    )
+    if missed := int((~converged).sum()):
+        warnings.warn(
+            f"{missed} of {converged.numel()} eigenvalues did not converge in {max_matvecs} products; "
+            "raise max_matvecs or tolerance",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return Eigenpairs(values, vectors, residuals, converged, passes, max(one.matvecs for one in found))
+
+
+@full_precision()
+def gauss_newton_eigenvalues(
+    network: nn.Module | Network,
+    inputs: Tensor,
+    labels: Int[Tensor, "..."],
+    *,
+    loss: Loss = "cross_entropy",
+    chunk_size: int | None = None,
+) -> Float[Tensor, "*models n"]:
+    """All eigenvalues of the Gauss-Newton matrix G = (1/N) Σ_n J_nᵀ ∇²ℓ_n J_n but zeros, in falling order.
+
+    J_n are sample n's logits differentiated in all weights, ∇²ℓ_n its loss in the logits. G shares them with the Gram
+    matrix of J_nᵀ S_n over all samples and classes, S_n S_nᵀ = ∇²ℓ_n, which is diagonalized in float64; of its
+    samples × classes values the first min(that, parameters) are given. For small data. At a loss of zero, or where it
+    is linear, G is the Hessian. Cost: 1 + classes forward passes and about 4 (samples × classes)³ operations; memory:
+    four such matrices and one layer's gradients for each row, of a dense layer none. A stack: one after the other.
+    ValueError: as `Objective.of`; a loss but cross_entropy and mse; a layer whose gradients aren't known, by name.
+    """
+    objective = _objective(network, inputs, labels, loss, chunk_size)
+    if why := unknown_gradients(objective.network, loss):
+        raise ValueError(f"{why}; top_eigenvalues gives those of the Hessian of any network")
+    rows = objective.samples * objective.classes
+    if rows > _GRAM_LIMIT:
+        raise ValueError(
+            f"inputs has {objective.samples} samples, of {objective.classes} classes; all eigenvalues are for at most "
+            f"{_GRAM_LIMIT} rows together, take fewer samples or top_eigenvalues"
+        )
+    found = []
+    for one in each(objective):
+        weights = one.network.params.values()
+        gram = require_finite(gram_matrix(one, loss), "Gauss-Newton matrix")
+        values = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+        found.append(values[: sum(w.numel() for w in weights)].to(next(iter(weights)).dtype))
+    return _joined(found, objective.network.size)
 
 
 @full_precision()
@@ -48,275 +173,209 @@ def trace(
     with convolutions; hutch++ 3 + 6 `vectors`, 9 `vectors` in several chunks, memory vectors/3 times the parameters.
     ValueError: as `Objective.of`; `exact` asked of another network or loss, which it names; the loss `error`.
     """
-    if loss == "error":
-        raise ValueError("loss is 'error', which has no curvature; choose cross_entropy or mse")
     if method not in ("auto", "exact", "hutch++"):
         raise ValueError(f"method is {method!r}; choose auto, exact or hutch++")
     if cotangents is not None and cotangents < 2:
         raise ValueError(f"cotangents is {cotangents}; draw at least 2 a sample, for the error comes from their spread")
+    _require_vectors(vectors)
+    objective = _objective(network, inputs, labels, loss, chunk_size)
+    generator = seeded_generator(generator, objective.inputs.device)
+    why = obstacle(objective.network, loss)
+    if method == "exact" and why:
+        raise ValueError(f"{why}; method='hutch++' estimates the trace")
+    if method == "hutch++" or why:
+        found = [_sketches.hutch_plus_plus(hessian(one), vectors, generator) for one in each(objective)]
+    else:
+        found = [exact_trace(one, loss, cotangents, chunk_size, generator) for one in each(objective)]
+    return _estimate(found, objective.network.size, "trace")
+
+
+@full_precision()
+def frobenius_norm(
+    network: nn.Module | Network,
+    inputs: Tensor,
+    labels: Int[Tensor, "..."],
+    *,
+    loss: Loss = "cross_entropy",
+    vectors: int = 30,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+) -> Estimate:
+    """‖∇²L(w)‖_F = (Σ λ_i²)^½, L the mean loss, by random vectors, with its standard error.
+
+    E|Hz|² = ‖H‖_F² for random signs z; as in Hutch++ a third of `vectors` finds a subspace, a third gives the part of
+    the norm that touches it, a third estimates the rest, which scatters the less. With at least three times the
+    parameters in `vectors` it is exact. A stack gives one value a model, one after the other.
+    Cost: 3 + 6 `vectors` forward passes, 9 `vectors` in several chunks; memory vectors/3 times the parameters.
+    ValueError: as `Objective.of`; the loss `error`; fewer than 6 vectors. Meyer et al. 2021.
+    """
+    _require_vectors(vectors)
+    objective = _objective(network, inputs, labels, loss, chunk_size)
+    generator = seeded_generator(generator, objective.inputs.device)
+    found = [_sketches.frobenius_norm(hessian(one), vectors, generator) for one in each(objective)]
+    return _estimate(found, objective.network.size, "Hessian")
+
+
+@full_precision()
+def gauss_newton_error(
+    network: nn.Module | Network,
+    inputs: Tensor,
+    labels: Int[Tensor, "..."],
+    *,
+    loss: Loss = "cross_entropy",
+    vectors: int = 30,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+) -> Estimate:
+    """The relative error of the Gauss-Newton approximation, ‖H − G‖_F / ‖H‖_F: the share of H outside its G.
+
+    H = G + (1/N) Σ_n Σ_c ∂ℓ_n/∂f_c ∇²f_c(x_n), f the logits; it vanishes as the loss is fitted, and
+    for linear f. Both norms come from the same random signs z, |Hz − Gz|² and |Hz|², and the standard error is that of
+    a ratio of means. A stack gives one value a model, one after the other. Cost: 7 + 10 `vectors` forward passes,
+    17 `vectors` in several chunks. ValueError: as `Objective.of`; the loss `error`; fewer than 6 vectors; a Hessian of
+    zero. Martens 2020.
+    """
+    _require_vectors(vectors)
+    objective = _objective(network, inputs, labels, loss, chunk_size)
+    generator = seeded_generator(generator, objective.inputs.device)
+    found = [
+        _sketches.relative_distance(hessian(one), gauss_newton(one), vectors, generator) for one in each(objective)
+    ]
+    return _estimate(found, objective.network.size, "Hessian, or one part in it over a whole of zero,")
+
+
+@full_precision()
+def spectral_density(
+    network: nn.Module | Network,
+    inputs: Tensor,
+    labels: Int[Tensor, "..."],
+    *,
+    steps: int = 50,
+    draws: int = 5,
+    loss: Loss = "cross_entropy",
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+) -> Density:
+    """The density of the eigenvalues of ∇²L(w), L the mean loss, by stochastic Lanczos quadrature.
+
+    Of each of `draws` random signs z, `steps` of Lanczos give the nodes and weights of a Gauss quadrature for
+    zᵀf(H)z/|z|², whose mean is the mean of f over all eigenvalues. `Density.on` draws it, by Gaussians.
+    A stack: one model after the other, with a leading axis. Cost: 3 + 6 `steps` × `draws` forward passes, 9 each in
+    several chunks; memory: `steps` times the parameters. No host read a step. ValueError: as `Objective.of`; the
+    loss `error`; no steps or draws; a Hessian that isn't finite. Ubaru, Chen & Saad 2017; Ghorbani et al. 2019.
+    """
+    for name, value in (("steps", steps), ("draws", draws)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; give at least 1")
+    objective = _objective(network, inputs, labels, loss, chunk_size)
+    generator = seeded_generator(generator, objective.inputs.device)
+    nodes, weights = [], []
+    for one in each(objective):
+        operator = hessian(one)
+        taken = min(steps, operator.dimension)
+        pairs = [quadrature(operator, operator.signs(generator), taken) for _ in range(draws)]
+        nodes.append(torch.stack([theta for theta, _ in pairs]))
+        weights.append(torch.stack([omega for _, omega in pairs]) / draws)
+    size = objective.network.size
+    return Density(_joined(nodes, size), _joined(weights, size), operator.passes(taken * draws))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogVolume(Estimate):
+    """An estimate with the eigenvalues that were looked at, how many of them counted, and how many were negative."""
+
+    eigenvalues: Float[Tensor, "*models k"]
+    counted: Int[Tensor, "..."]
+    negative: Int[Tensor, "..."]
+
+
+def log_basin_volume(
+    network: nn.Module | Network,
+    inputs: Tensor,
+    labels: Int[Tensor, "..."],
+    k: int | None = None,
+    *,
+    floor: float = 1e-4,
+    loss: Loss = "cross_entropy",
+    tolerance: float = 1e-5,
+    max_matvecs: int = 2000,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+) -> LogVolume:
+    """The log volume of the basin up to a constant, −Σ ln λ_i over the k largest eigenvalues of the Hessian.
+
+    Only eigenvalues above `floor` times the largest count, for the logarithm of noise is noise; `counted` says how many
+    did, `negative` how many of the k were below zero. Without k: all above the floor, for which k doubles from 16 until
+    the last is below. Compare networks at equal k, equal loss and equal scale only: rescaled weights change it at will
+    (Dinh et al. 2017), and it counts a quadratic bowl's half-axes twice, ln λ for ½ ln λ, as the paper does.
+    No chance is in it but the start of Lanczos, so the standard error is 0. A stack gives one value a model.
+    Cost and errors: as `top_eigenvalues`, about twice its last call without k. ValueError: besides, a floor that isn't
+    from `tolerance` to 1; no positive eigenvalue. Wu, Zhu & E 2017.
+    """
+    if not tolerance <= floor < 1:
+        raise ValueError(f"floor is {floor}; choose it from tolerance = {tolerance} to below 1")
+    network = Network.of(network)
+    start = 0 if network.size is None else 1
+    parameters = sum(math.prod(w.shape[start:]) for w in network.params.values())
+    options = {
+        "loss": loss,
+        "tolerance": tolerance,
+        "max_matvecs": max_matvecs,
+        "generator": generator,
+        "chunk_size": chunk_size,
+    }
+    asked, passes = min(16, parameters) if k is None else k, 0.0
+    while True:
+        pairs = top_eigenvalues(network, inputs, labels, asked, **options)
+        passes += pairs.passes
+        values = pairs.values
+        above = values > floor * values[..., :1]
+        if k is not None or asked == parameters or not above[..., -1].any():
+            break
+        asked = min(2 * asked, parameters)
+    if (values[..., 0] <= 0).any():
+        raise ValueError("network: no eigenvalue of its Hessian on these data is positive; the volume has no bound")
+    logs = torch.where(above, values, 1.0).log()
+    value = -logs.sum(-1)
+    return LogVolume(
+        value,
+        torch.zeros_like(value),
+        passes,
+        eigenvalues=values,
+        counted=above.sum(-1),
+        negative=(values < 0).sum(-1),
+    )
+
+
+def _objective(
+    network: nn.Module | Network, inputs: Tensor, labels: Tensor, loss: Loss, chunk_size: int | None
+) -> Objective:
+    if loss == "error":
+        raise ValueError("loss is 'error', which has no curvature; choose cross_entropy or mse")
+    return Objective.of(network, inputs, labels, loss, chunk_size)
+
+
+def _require_tolerance(tolerance: float, objective: Objective) -> None:
+    dtype = next(iter(objective.network.params.values())).dtype
+    finest = 50 * torch.finfo(dtype).eps
+    if not finest <= tolerance < 1:
+        raise ValueError(
+            f"tolerance is {tolerance}; {dtype} resolves eigenvalues to {finest:.0e} at the finest, "
+            "give more than that and less than 1, or a network in float64"
+        )
+
+
+def _require_vectors(vectors: int) -> None:
     if vectors < 6:
         raise ValueError(f"vectors is {vectors}; give at least 6, for the error comes from the spread of a third")
-    objective = Objective.of(network, inputs, labels, loss, chunk_size)
-    generator = seeded_generator(generator, objective.inputs.device)
-    obstacle = _obstacle(objective.network, loss)
-    if method == "exact" and obstacle:
-        raise ValueError(f"{obstacle}; method='hutch++' estimates the trace")
-    if method == "hutch++" or obstacle:
-        found = [_hutch_plus_plus(one, vectors, generator) for one in _each(objective)]
-    else:
-        found = [_gauss_newton(one, loss, cotangents, chunk_size, generator) for one in _each(objective)]
-    value, error, by_layer = _joined(found, objective.network.size)
-    return Estimate(require_finite(value, "trace"), error, found[0].passes, by_layer)
 
 
-def _each(objective: Objective) -> Iterator[Objective]:
-    """The objective of each network of a stack, or the only one."""
-    for i, one in enumerate(objective.network.each):
-        data = (objective.inputs[i], objective.labels[i]) if objective.of_each else (objective.inputs, objective.labels)
-        yield replace(objective, network=one, inputs=data[0], labels=data[1])
+def _joined(found: list[Tensor], size: int | None) -> Tensor:
+    """The values of a stack's networks along a leading axis, or the only one."""
+    return found[0] if size is None else torch.stack(found)
 
 
-def _joined(found: list[Estimate], size: int | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    if size is None:
-        return found[0].value, found[0].standard_error, found[0].by_layer
-    by_layer = {name: torch.stack([one.by_layer[name] for one in found]) for name in found[0].by_layer}
-    values, errors = zip(*((one.value, one.standard_error) for one in found), strict=True)
-    return torch.stack(values), torch.stack(errors), by_layer
-
-
-# ------------------------------------------------------------------------------------------------------------- exact
-
-
-def _obstacle(network: Network, loss: Loss) -> str | None:
-    """Why the Hessian's trace isn't known to be the Gauss-Newton one, if it isn't."""
-    if loss not in ("cross_entropy", "mse"):
-        return f"loss is {loss!r}, whose Hessian in the logits is not known here"
-    if network.graph is None:
-        return "network: torch.fx can't trace this module, so it isn't known to be piecewise linear"
-    if odd := [layer.name for layer in network.layers if layer.kind not in ("linear", "piecewise linear")]:
-        return f"network: {', '.join(odd)} is not piecewise linear, or not known to be"
-    runs = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
-    owners: dict[int, str] = {}
-    for name, layer in network.module.named_modules(remove_duplicate=False):
-        if not runs[name]:
-            continue
-        for parameter in layer.parameters(recurse=False):
-            if owners.setdefault(id(parameter), name) != name:
-                return f"network: {owners[id(parameter)]} and {name} share a weight"
-        if isinstance(layer, BATCH_NORM) and layer.running_mean is None:
-            return f"network: {name} normalizes by the batch at hand"
-        if _own(layer) and not (isinstance(layer, _LAYERS) and _own(layer) <= {"weight", "bias"}):
-            return f"network: the weights of {name} are those of no layer that is known here"
-        if _own(layer) and runs[name] > 1:
-            return f"network: {name} runs {runs[name]} times"
-    params = {name for name, _ in network.module.named_parameters(remove_duplicate=False)}
-    if loose := [node.target for node in network.graph.nodes if node.op == "get_attr" and node.target in params]:
-        return f"network: {loose[0]} is used outside of its layer"
-    return None
-
-
-def _own(layer: nn.Module) -> set[str]:
-    return {name for name, _ in layer.named_parameters(recurse=False)}
-
-
-def _gauss_newton(
-    objective: Objective, loss: str, cotangents: int | None, chunk_size: int | None, generator: torch.Generator
-) -> Estimate:
-    classes = objective.classes
-    count = cotangents or (classes if classes <= _ALL_CLASSES else _COTANGENTS)
-    count, drawn = min(count, classes), count < classes
-    if chunk_size is None:  # every sample passes backwards once a cotangent
-        objective = replace(objective, chunk_size=max(1, objective.chunk_size // count))
-    module, met = _with_records(objective.network)
-    by_layer: dict[str, Tensor] = {}
-    variance = objective.inputs.new_zeros((), dtype=next(iter(objective.network.params.values())).dtype)
-    for inputs, _ in objective.batches:
-        met.clear()
-        with torch.enable_grad():
-            logits = module(inputs)
-        factor = _factor(logits.detach(), loss, count if drawn else None, generator)
-        deltas = torch.autograd.grad(
-            logits, [output for *_, output in met], factor, is_grads_batched=True, materialize_grads=True
-        )
-        total = torch.zeros_like(factor[..., 0])
-        for (name, layer, x, _), delta in zip(met, deltas, strict=True):
-            if len(x) != len(inputs):
-                raise ValueError(
-                    f"network: {name} sees {len(x)} rows for {len(inputs)} samples, so a sample's own share of its "
-                    "gradient isn't known; method='hutch++' estimates the trace"
-                )
-            squares = _squares(layer, x, delta)
-            by_layer[name] = by_layer.get(name, 0.0) + squares.sum() / objective.samples
-            total += squares
-        if drawn:
-            variance += count * total.var(0).sum() / objective.samples**2
-    weighing = any(isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)) for _, layer, *_ in met)
-    return Estimate(sum(by_layer.values()), variance.sqrt(), 1.0 + count * (1 + weighing), by_layer)
-
-
-def _with_records(network: Network) -> tuple[nn.Module, list[tuple[str, nn.Module, Tensor, Tensor]]]:
-    """A copy that shares every tensor, and the list where it writes each layer with its input and output as it runs."""
-    module = network.shared_copy(requires_grad=True)
-    met: list[tuple[str, nn.Module, Tensor, Tensor]] = []
-
-    def record(name: str) -> Callable:
-        def hook(layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-            met.append((name, layer, args[0].detach(), output))
-            return output.clone()  # what comes next may work in place
-
-        return hook
-
-    for name, layer in module.named_modules():
-        if isinstance(layer, _LAYERS) and _own(layer):
-            layer.register_forward_hook(record(name))
-    return module, met
-
-
-def _factor(
-    logits: Float[Tensor, "n classes"], loss: str, drawn: int | None, generator: torch.Generator
-) -> Float[Tensor, "cotangents n classes"]:
-    """Cotangents s_c with Σ_c s_c s_cᵀ the Hessian of the loss in the logits, or that on average over random signs."""
-    n, classes = logits.shape
-    if drawn is None:
-        signs = torch.eye(classes, dtype=logits.dtype, device=logits.device).unsqueeze(1)
-    else:
-        signs = _signs((drawn, n, classes), logits, generator) / drawn**0.5
-    if loss == "mse":
-        return ((2 / classes) ** 0.5 * signs).expand(-1, n, classes)
-    p = logits.softmax(1)
-    roots = p.sqrt() * signs  # diag(p) - ppᵀ = AAᵀ, column c of A being √p_c (e_c - p)
-    return roots - p * roots.sum(-1, keepdim=True)
-
-
-def _squares(
-    layer: nn.Module, x: Float[Tensor, "n ..."], delta: Float[Tensor, "cotangents n ..."]
-) -> Float[Tensor, "cotangents n"]:
-    """|∂(δ·layer(x))/∂(weight, bias)|² of each sample, δ being the gradient at the layer's output."""
-    count, n = delta.shape[:2]
-    squares = torch.zeros((count, n), dtype=delta.dtype, device=delta.device)
-    if "weight" in _own(layer):
-        squares += _weight_squares(layer, x, delta)
-    if "bias" in _own(layer):
-        channels = delta if isinstance(layer, nn.Linear) else delta.movedim(2, -1)
-        squares += channels.reshape(count, n, -1, channels.shape[-1]).sum(2).square().sum(-1)
-    return squares
-
-
-def _weight_squares(layer: nn.Module, x: Tensor, delta: Tensor) -> Float[Tensor, "cotangents n"]:
-    count, n = delta.shape[:2]
-    if isinstance(layer, nn.Linear):
-        places = delta.reshape(count, n, 1, -1, layer.out_features).mT
-        return _product_squares(places, x.reshape(n, 1, -1, layer.in_features).mT)
-    if isinstance(layer, CONVOLUTIONS):
-        places = delta.flatten(3).unflatten(2, (layer.groups, -1))
-        return _product_squares(places, _patches(layer, x, delta.shape[3:]))
-    if isinstance(layer, TRANSPOSED):  # the same with the two ends of the layer exchanged
-        patches = _patches(layer, delta.flatten(0, 1), x.shape[2:])
-        return _product_squares(patches.unflatten(0, (count, n)), x.flatten(2).unflatten(1, (layer.groups, -1)))
-    if isinstance(layer, nn.PReLU):
-        slope = x.clamp(max=0).reshape(n, layer.num_parameters, -1)
-    else:
-        mean, root = layer.running_mean, (layer.running_var + layer.eps).rsqrt()
-        slope = (x.reshape(n, len(mean), -1) - mean.unsqueeze(1)) * root.unsqueeze(1)
-    return (delta.reshape(count, *slope.shape) * slope).sum(-1).square().sum(-1)
-
-
-def _product_squares(
-    a: Float[Tensor, "cotangents n groups rows places"], b: Float[Tensor, "n groups columns places"]
-) -> Float[Tensor, "cotangents n"]:
-    """Σ |a bᵀ|² over the groups, by the products or by the Gram matrices of the places, whichever are cheaper."""
-    count, _, _, rows, places = a.shape
-    columns = b.shape[2]
-    if places == 1:
-        return (a.square().sum((3, 4)) * b.square().sum((2, 3))).sum(-1)
-    if places * (rows + columns / count) < rows * columns:
-        return ((a.mT @ a) * (b.mT @ b)).sum((2, 3, 4))
-    products = a.movedim(0, 2).flatten(2, 3) @ b.mT  # not of five axes, which would copy b for every cotangent
-    return products.square().sum(-1).unflatten(2, (count, rows)).sum((1, 3)).T
-
-
-def _patches(
-    layer: nn.Module, x: Float[Tensor, "n channels ..."], places: tuple[int, ...]
-) -> Float[Tensor, "n groups taps places"]:
-    """What each place of the convolution reads, channel by channel and tap by tap."""
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-    for axis, (taps, stride, dilation, size) in enumerate(
-        zip(layer.kernel_size, layer.stride, layer.dilation, places, strict=True), start=2
-    ):
-        windows = x.unfold(axis, (taps - 1) * dilation + 1, stride)[..., ::dilation]
-        x = windows.narrow(axis, 0, size)
-    spatial = len(places)
-    x = x.unflatten(1, (layer.groups, -1))  # [n, groups, channels, *places, *taps]
-    taps, where = range(3 + spatial, 3 + 2 * spatial), range(3, 3 + spatial)
-    return x.permute(0, 1, 2, *taps, *where).flatten(2, 2 + spatial).flatten(3)
-
-
-# --------------------------------------------------------------------------------------------------------- estimated
-
-
-@torch.no_grad()
-def _hutch_plus_plus(objective: Objective, vectors: int, generator: torch.Generator) -> Estimate:
-    """Hutch++ with the diagonal kept, so that it can be summed by layers: E[u ⊙ Hu] + Σ q ⊙ Hq, u = z - QQᵀz."""
-    weights = objective.network.params
-    product, passes = _hessian_vector_product(objective)
-    like = next(iter(weights.values()))
-    sizes, third = [w.numel() for w in weights.values()], vectors // 3
-
-    def probe() -> Float[Tensor, " parameters"]:
-        return _signs((sum(sizes),), like, generator)
-
-    basis = torch.linalg.qr(torch.stack([product(probe()) for _ in range(third)], 1)).Q
-    diagonal = torch.zeros_like(basis[:, 0])
-    for q in basis.T:
-        diagonal += q * product(q)
-    rest, count = [], vectors - 2 * third
-    for _ in range(count):
-        z = probe()
-        u = z - basis @ (basis.T @ z)
-        terms = u * product(u)
-        diagonal += terms / count
-        rest.append(terms.sum())
-    by_layer: dict[str, Tensor] = {}
-    for name, part in zip(weights, diagonal.split(sizes), strict=True):
-        layer = name.rpartition(".")[0]
-        by_layer[layer] = by_layer.get(layer, 0.0) + part.sum()
-    error = torch.stack(rest).std() / count**0.5
-    return Estimate(sum(by_layer.values()), error, passes(2 * third + count), by_layer)
-
-
-def _hessian_vector_product(objective: Objective) -> tuple[Callable[[Tensor], Tensor], Callable[[int], float]]:
-    """v -> Hv on flat vectors, and what so many of them cost in forward passes.
-
-    Where the data are one chunk, the graph of the gradient is built once: 3 passes, then 6 a product, else 9.
-    """
-    leaves = [w.detach().requires_grad_() for w in objective.network.params.values()]
-    batches = list(objective.batches)
-
-    def gradient(inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            logits = objective.network.apply(dict(zip(objective.network.params, leaves, strict=True)), inputs)
-            loss = objective.losses(logits, labels).sum() / objective.samples
-            return torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-
-    kept = [gradient(*batches[0])] if len(batches) == 1 else None
-
-    def product(v: Float[Tensor, " parameters"]) -> Float[Tensor, " parameters"]:
-        parts = [part.view_as(w) for part, w in zip(v.split([w.numel() for w in leaves]), leaves, strict=True)]
-        total = torch.zeros_like(v)
-        for gradients in kept or (gradient(*batch) for batch in batches):
-            curved = [(g, part) for g, part in zip(gradients, parts, strict=True) if g.requires_grad]
-            if curved:
-                outputs, along = zip(*curved, strict=True)
-                found = torch.autograd.grad(
-                    outputs, leaves, along, retain_graph=kept is not None, materialize_grads=True
-                )
-                total += torch.cat([part.flatten() for part in found])
-        return total
-
-    return product, lambda products: 3.0 + 6 * products if kept else 9.0 * products
-
-
-def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    bits = torch.randint(2, shape, generator=generator, device=like.device)
-    return bits.to(like.dtype) * 2 - 1
+def _estimate(found: list[Estimate], size: int | None, what: str) -> Estimate:
+    by_layer = {name: _joined([one.by_layer[name] for one in found], size) for name in found[0].by_layer}
+    value = require_finite(_joined([one.value for one in found], size), what)
+    return Estimate(value, _joined([one.standard_error for one in found], size), found[0].passes, by_layer)

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
-__all__ = ["Eigenpairs", "Estimate", "Maximum", "interval"]
+__all__ = ["Density", "Eigenpairs", "Estimate", "Maximum", "interval"]
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,36 @@ class Maximum:
 class Eigenpairs:
     """Eigenvalues in falling order with unit eigenvectors and residuals ‖Hv - λv‖, and what they cost.
 
-    `converged` says which residuals meet the tolerance that was asked for.
+    `converged` says which residuals meet the tolerance that was asked for. Eigenvectors run over the flat parameters,
+    one after the other.
     """
 
-    values: Float[Tensor, " k"]
-    vectors: Float[Tensor, "k parameters"]
-    residuals: Float[Tensor, " k"]
-    converged: Bool[Tensor, " k"]
+    values: Float[Tensor, "*models k"]
+    vectors: Float[Tensor, "*models k parameters"]
+    residuals: Float[Tensor, "*models k"]
+    converged: Bool[Tensor, "*models k"]
     passes: float
     matvecs: int
+
+
+@dataclass(frozen=True)
+class Density:
+    """The density of a matrix's eigenvalues as nodes and weights that sum to 1, and its cost in forward passes.
+
+    Σ weights f(nodes) stands for the mean of f over all eigenvalues.
+    """
+
+    nodes: Float[Tensor, "*models draws steps"]
+    weights: Float[Tensor, "*models draws steps"]
+    passes: float
+
+    def on(self, grid: Float[Tensor, " points"], *, width: float) -> Float[Tensor, "*models points"]:
+        """The density at these places, each node a Gaussian whose standard deviation is `width`."""
+        if not width > 0:
+            raise ValueError(f"width is {width}; it must be positive")
+        nodes, weights = self.nodes.flatten(-2).unsqueeze(-2), self.weights.flatten(-2).unsqueeze(-2)
+        heights = torch.exp(-(((grid.unsqueeze(-1) - nodes) / width) ** 2) / 2)
+        return (weights * heights).sum(-1) / (width * (2 * torch.pi) ** 0.5)
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:

@@ -1,12 +1,14 @@
 """What every kernel promises: it leaves everything as it was, stays on the device, and reads the host a few times."""
 
+from dataclasses import replace
+
 import jaxtyping
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genlib import curvature, margins, norms, pac_bayes, sharpness
+from genlib import curvature, landscape, margins, norms, pac_bayes, sensitivity, sharpness
 from genlib.measures import CATALOGUE, evaluate
 from genlib.network import Network
 from genlib.sharpness import Objective
@@ -51,6 +53,11 @@ def data(network):
         return inputs, network(inputs).argmax(-1)
 
 
+def doubled(module):
+    network = Network.of(module)
+    return replace(network, params={name: 2 * w for name, w in network.params.items()})
+
+
 def kernels(draws=8, steps=3):
     """Every public kernel, called on a network, its start, inputs and labels."""
     drawn = {"scale": 0.05, "draws": draws}
@@ -66,6 +73,10 @@ def kernels(draws=8, steps=3):
         "output_margins": lambda n, s, x, y: margins.output_margins(n, x, y),
         "layer_margins": lambda n, s, x, y: margins.layer_margins(n, x, y),
         "normalized_margins": lambda n, s, x, y: margins.normalized_margins(n, s, x, y),
+        "jacobian_norms": lambda n, s, x, y: sensitivity.jacobian_norms(n, x, of=("logits", "probabilities")),
+        "jacobian_norms, spectral": lambda n, s, x, y: sensitivity.jacobian_norms(n, x, norm="spectral"),
+        "mean_squared_jacobian_norm": lambda n, s, x, y: sensitivity.mean_squared_jacobian_norm(n, x),
+        "transitions": lambda n, s, x, y: sensitivity.transitions(n, x),
         "expected_sharpness": lambda n, s, x, y: sharpness.expected_sharpness(n, x, y, **drawn),
         "expected_sharpness by weights": lambda n, s, x, y: sharpness.expected_sharpness(
             n, x, y, sampling="weights", noise="magnitude", **drawn
@@ -80,6 +91,22 @@ def kernels(draws=8, steps=3):
         "largest_sigma": lambda n, s, x, y: pac_bayes.largest_sigma(n, x, y),
         "trace": lambda n, s, x, y: curvature.trace(n, x, y),
         "trace by vectors": lambda n, s, x, y: curvature.trace(n, x, y, method="hutch++", vectors=6),
+        "hessian_vector_product": lambda n, s, x, y: curvature.hessian_vector_product(n, x, y)(
+            {name: p.detach() for name, p in s.named_parameters()}
+        ),
+        "top_eigenvalues": lambda n, s, x, y: curvature.top_eigenvalues(n, x, y, 3),
+        "frobenius_norm": lambda n, s, x, y: curvature.frobenius_norm(n, x, y, vectors=6),
+        "gauss_newton_error": lambda n, s, x, y: curvature.gauss_newton_error(n, x, y, vectors=6),
+        "gauss_newton_eigenvalues": lambda n, s, x, y: curvature.gauss_newton_eigenvalues(n, x, y),
+        "spectral_density": lambda n, s, x, y: curvature.spectral_density(n, x, y, steps=4, draws=2),
+        "log_basin_volume": lambda n, s, x, y: curvature.log_basin_volume(n, x, y, 3),
+        "line": lambda n, s, x, y: landscape.line(n, s, x, y, points=draws),
+        "plane": lambda n, s, x, y: landscape.plane(n, s, doubled(n), x, y, points=steps),
+        "surface": lambda n, s, x, y: landscape.surface(n, x, y, points=steps),
+        "basin_radius": lambda n, s, x, y: landscape.basin_radius(n, x, y, increase=0.1, directions=draws),
+        "basin_radius by filters": lambda n, s, x, y: landscape.basin_radius(
+            n, x, y, increase=0.1, directions=draws, filter_normalized=True
+        ),
     }
 
 
@@ -168,7 +195,8 @@ def reads(kernel, *arguments):
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("kernel", ["expected_sharpness", "expected_sharpness by weights", "worst_case_sharpness",
-                                    "keskar_sharpness", "pac_bayes_bound", "sharpness_kl"])  # fmt: skip
+                                    "keskar_sharpness", "pac_bayes_bound", "sharpness_kl",
+                                    "line", "plane", "surface"])  # fmt: skip
 def test_host_reads_do_not_grow_with_draws_or_steps(kernel, kind):
     network, initial, inputs, labels = case(kind)
     few, many = (
@@ -178,7 +206,8 @@ def test_host_reads_do_not_grow_with_draws_or_steps(kernel, kind):
     assert few == many
 
 
-@pytest.mark.parametrize("kernel", ["output_margins", "layer_margins", "sam_sharpness", "trace", "expected_sharpness"])
+@pytest.mark.parametrize("kernel", ["output_margins", "layer_margins", "sam_sharpness", "trace", "expected_sharpness",
+                                    "jacobian_norms", "transitions"])  # fmt: skip
 def test_host_reads_do_not_grow_with_samples_or_chunks(kernel):
     network, initial, inputs, labels = case("convolutional")
     call = kernels()[kernel]
@@ -186,7 +215,8 @@ def test_host_reads_do_not_grow_with_samples_or_chunks(kernel):
     assert few == reads(call, network, initial, inputs.repeat(200, 1, 1, 1), labels.repeat(200))
 
 
-@pytest.mark.parametrize("kernel", ["frobenius_norms", "group_norms", "path_norm", "output_margins", "trace"])
+@pytest.mark.parametrize("kernel", ["frobenius_norms", "group_norms", "path_norm", "output_margins", "trace",
+                                    "jacobian_norms", "transitions"])  # fmt: skip
 def test_host_reads_do_not_grow_with_layers(kernel):
     def deep(layers):
         torch.manual_seed(0)
