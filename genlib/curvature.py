@@ -84,7 +84,7 @@ def top_eigenvalues(
     it has, says in `converged` which pairs are done, and warns. An exactly repeated eigenvalue may be counted fewer
     times, unless few differ. A stack: one model after the other, with a leading axis; cost is that of the dearest.
     Cost: 3 + 6 a product in forward passes, 9 a product in several chunks; about 30 products for k = 10. Memory:
-    3.5 k + 10 times the parameters and the graph of the gradient. ValueError: as `Objective.of`; the loss `error`; a k
+    4 k + 13 times the parameters and the graph of the gradient. ValueError: as `Objective.of`; the loss `error`; a k
     that isn't from 1 to the number of parameters; a tolerance finer than the precision resolves.
     """
     objective = _objective(network, inputs, labels, loss, chunk_size)
@@ -170,8 +170,9 @@ def trace(
     with a standard error; fewer classes draw them only if asked. `hutch++`: a third of `vectors` finds a subspace, a
     third sums over it, a third estimates the rest (Meyer et al. 2021); any network, any loss. `auto`: exact if it is.
     A stack gives one value a model, one after the other. Cost: exact 1 + cotangents forward passes, 1 + 2 cotangents
-    with convolutions; hutch++ 3 + 6 `vectors`, 9 `vectors` in several chunks, memory vectors/3 times the parameters.
-    ValueError: as `Objective.of`; `exact` asked of another network or loss, which it names; the loss `error`.
+    with convolutions; hutch++ 3 + 6 `vectors`, 9 `vectors` in several chunks, memory 2/3 `vectors` + 2 times the
+    parameters. ValueError: as `Objective.of`; `exact` asked of another network or loss, which it names; the loss
+    `error`.
     """
     if method not in ("auto", "exact", "hutch++"):
         raise ValueError(f"method is {method!r}; choose auto, exact or hutch++")
@@ -206,7 +207,7 @@ def frobenius_norm(
     E|Hz|² = ‖H‖_F² for random signs z; as in Hutch++ a third of `vectors` finds a subspace, a third gives the part of
     the norm that touches it, a third estimates the rest, which scatters the less. With at least three times the
     parameters in `vectors` it is exact. A stack gives one value a model, one after the other.
-    Cost: 3 + 6 `vectors` forward passes, 9 `vectors` in several chunks; memory vectors/3 times the parameters.
+    Cost: 3 + 6 `vectors` forward passes, 9 `vectors` in several chunks; memory: 2/3 `vectors` + 2 times the parameters.
     ValueError: as `Objective.of`; the loss `error`; fewer than 6 vectors. Meyer et al. 2021.
     """
     _require_vectors(vectors)
@@ -261,7 +262,7 @@ def spectral_density(
     Of each of `draws` random signs z, `steps` of Lanczos give the nodes and weights of a Gauss quadrature for
     zᵀf(H)z/|z|², whose mean is the mean of f over all eigenvalues. `Density.on` draws it, by Gaussians.
     A stack: one model after the other, with a leading axis. Cost: 3 + 6 `steps` × `draws` forward passes, 9 each in
-    several chunks; memory: `steps` times the parameters. No host read a step. ValueError: as `Objective.of`; the
+    several chunks; memory: `steps` + 3 times the parameters. No host read a step. ValueError: as `Objective.of`; the
     loss `error`; no steps or draws; a Hessian that isn't finite. Ubaru, Chen & Saad 2017; Ghorbani et al. 2019.
     """
     for name, value in (("steps", steps), ("draws", draws)):

@@ -106,13 +106,21 @@ def permuted(network, order):
 
 
 class HostReads(TorchDispatchMode):
-    """Counts how often a number is read from the device."""
+    """Counts what makes the host wait for a device: a scalar read, or a result whose shape hangs on the values."""
 
-    count = 0
+    READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function is torch.ops.aten._local_scalar_dense.default
-        return function(*args, **(kwargs or {}))
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        boolean = name in ("index", "index_put_") and any(
+            t is not None and t.dtype == torch.bool for t in args[1] if isinstance(t, torch.Tensor)
+        )
+        self.count += boolean or name in self.READS
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

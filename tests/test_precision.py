@@ -4,7 +4,7 @@ from cases import CASES, HostReads, dense
 from torch.backends import cuda, cudnn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genlib import margins, norms, pac_bayes, sharpness
+from genlib import curvature, landscape, margins, norms, pac_bayes, sensitivity, sharpness
 from genlib._precision import full_precision
 from genlib.network import Network
 
@@ -24,6 +24,20 @@ KERNELS = {
     "bound": lambda m, x, y: pac_bayes.pac_bayes_bound(m, x, y, initial=m, std=0.1, draws=2),
     "curve": lambda m, x, y: pac_bayes.sharpness_kl(m, x, y, scales=[0.1], draws=4),
     "largest sigma": lambda m, x, y: pac_bayes.largest_sigma(m, x, y),
+    "Jacobian": lambda m, x, y: sensitivity.jacobian_norms(m, x),
+    "Jacobian by projections": lambda m, x, y: sensitivity.mean_squared_jacobian_norm(m, x),
+    "transitions": lambda m, x, y: sensitivity.transitions(m, x),
+    "trace": curvature.trace,
+    "Hessian": lambda m, x, y: curvature.hessian_vector_product(m, x, y)(dict(m.named_parameters())),
+    "eigenvalues": lambda m, x, y: curvature.top_eigenvalues(m, x, y, 2),
+    "norm of the Hessian": lambda m, x, y: curvature.frobenius_norm(m, x, y, vectors=6),
+    "Gauss-Newton's error": lambda m, x, y: curvature.gauss_newton_error(m, x, y, vectors=6),
+    "Gauss-Newton's eigenvalues": curvature.gauss_newton_eigenvalues,
+    "density": lambda m, x, y: curvature.spectral_density(m, x, y, steps=3, draws=1),
+    "volume": lambda m, x, y: curvature.log_basin_volume(m, x, y, 2),
+    "line": lambda m, x, y: landscape.line(m, m, x, y, points=2),
+    "surface": lambda m, x, y: landscape.surface(m, x, y, points=2),
+    "radius": lambda m, x, y: landscape.basin_radius(m, x, y, increase=0.1, directions=2),
 }
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"}
 

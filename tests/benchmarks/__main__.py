@@ -9,8 +9,11 @@ import platform
 import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))
+
 import curvature
 import measures
+import memory
 import norms
 import pac_bayes
 import pandas as pd
@@ -36,7 +39,8 @@ def main(names: list[str]) -> None:
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         machine = {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": gpu, "threads": 1}
         environment = machine | {"python": platform.python_version(), "torch": torch.__version__}
-        RECORD.write_text(json.dumps({"environment": environment, "rows": entries}, indent=1) + "\n")
+        record = {"environment": environment, "rows": entries, "memory": memory.entries()}
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
     table = pd.DataFrame(entries).assign(met=[row.met for row in rows])
     table["times the limit"] = (table.passes / table.limit_passes).round(2)
     print(table.to_string(index=False))

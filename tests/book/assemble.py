@@ -53,6 +53,7 @@ def assemble(root: Path, scale: str, benchmarks: Path = BENCHMARKS) -> None:
     speed["rows"].sort(key=lambda row: (row["kernel"], row["case"]))  # numbered alike in the table and in the figure
     draw_speed(speed["rows"], root / "chapters/figures/speed.svg")
     _fill(root / "chapters/how_fast.md", "the table of speed", speed_table(speed))
+    _fill(root / "chapters/how_fast.md", "the table of memory", memory_table(speed["memory"]))
     for path, notebook in notebooks.items():
         title = notebook.cells[0]
         title.source = title.source.replace(TIMES_LINK, run_times(path.stem, notebook, scale, records))
@@ -124,6 +125,21 @@ def speed_table(record: dict) -> str:
         f"{_table(pd.DataFrame(rows))}\n\n"
         f"Measured on {machine}; Python {environment['python']}, torch {environment['torch']}."
     )
+
+
+def memory_table(entries: list[dict]) -> str:
+    """What was measured of every kernel's memory, and the most that is said of it."""
+    rows = [
+        {
+            "Kernel": f"`{entry['kernel']}`",
+            "Parameters": f"{entry['measured'][0]:.1f}",
+            "at most": str(entry["at_most"][0]),
+            "Activations": f"{entry['measured'][1]:.1f}",
+            "at most ": str(entry["at_most"][1]),
+        }
+        for entry in entries
+    ]
+    return _table(pd.DataFrame(rows))
 
 
 def _speed_row(number: int, row: dict) -> dict[str, str]:

@@ -104,8 +104,14 @@ def timings(tmp_path):
     ]
     environment = {"machine": "x86_64", "cores": 4, "gpu": None, "python": "3.11.7", "torch": "2.14.1"}
     path = tmp_path / "record.json"
-    path.write_text(json.dumps({"environment": environment, "rows": rows}))
+    memory = [{"group": "outputs", "kernel": "margins", "measured": [1.55, 0.7], "at_most": [2, 1]}]
+    path.write_text(json.dumps({"environment": environment, "rows": rows, "memory": memory}))
     return path
+
+
+def test_the_table_of_memory_says_what_was_measured_and_what_is_allowed(root, timings):
+    assemble(root, "small", timings)
+    assert ["`margins`", "1.6", "2", "0.7", "1"] in _cells(root / "chapters/how_fast.md")
 
 
 def test_the_table_of_speed_says_what_was_asked_and_met(root, timings):

@@ -1,0 +1,114 @@
+"""The peak of the memory that a kernel takes, and what each is allowed: so many times the parameters, and a chunk."""
+
+import torch
+from kernels import SHAPE, convolutional, kernels
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["BOUNDS", "Live", "entries", "measured", "peak"]
+
+# At most so many times the parameters, and so many times the activations of one chunk: what all layers put out for it.
+# Of 8 draws one lies on the device at a time, or as many as fit in 64 MB; of 6 random vectors a third is kept; of
+# `top_eigenvalues` k = 3 are asked for, 4k + 13 times the parameters and the graph of the gradient.
+BOUNDS = {
+    "weights alone": {
+        **dict.fromkeys(("frobenius_norms", "group_norms", "path_norm"), (2, 0)),
+        **dict.fromkeys(("spectral_norms", "stable_ranks"), (3, 0)),
+        "distances": (4, 0),
+    },
+    "outputs": {
+        **dict.fromkeys(("output_margins", "layer_margins", "transitions"), (2, 1)),
+        "normalized_margins": (3, 1),
+        **dict.fromkeys(("jacobian_norms", "jacobian_norms, spectral", "mean_squared_jacobian_norm"), (2, 3)),
+    },
+    "perturbed weights": {
+        "expected_sharpness": (2, 1),
+        "expected_sharpness by weights": (3, 1),
+        "largest_sigma": (2, 1),
+        "sharpness_kl": (5, 1),
+        "pac_bayes_bound": (8, 1),
+        **dict.fromkeys(("worst_case_sharpness", "keskar_sharpness"), (6, 2)),
+        "sam_sharpness": (4, 2),
+    },
+    "curvature": {
+        "trace": (2, 3),
+        "hessian_vector_product": (5, 4),
+        "trace by vectors": (12, 4),
+        "frobenius_norm": (10, 4),
+        "gauss_newton_error": (11, 6),
+        "spectral_density": (13, 4),
+        **dict.fromkeys(("top_eigenvalues", "log_basin_volume"), (30, 4)),
+    },
+}
+
+
+class Live(TorchDispatchMode):
+    """Follows every tensor that is made, and keeps the largest sum of bytes that lived at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.living: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        output = function(*args, **(kwargs or {}))
+        for storage in (t.untyped_storage() for t in tree_leaves(output) if isinstance(t, Tensor)):
+            if storage._cdata not in given:
+                self.living[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.living = {key: kept for key, kept in self.living.items() if not kept[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.living.values()))
+        return output
+
+
+def peak(function, *arguments) -> int:
+    """The largest number of bytes that lived at once of what the function made."""
+    with Live() as live:
+        function(*arguments)
+    return live.peak
+
+
+def measured(name: str) -> tuple[float, float]:
+    """The peak in parameters of a wide network on few data, and in activations of a small one on much."""
+    kernel = kernels()[name]
+    network, initial = _wide(0), _wide(1)
+    inputs, labels = _data(network, 4)
+    parameters = peak(kernel, network, initial, inputs, labels) / sum(p.nbytes for p in network.parameters())
+    network, initial = convolutional(0), convolutional(1)
+    inputs, labels = _data(network, 2000)
+    return parameters, peak(kernel, network, initial, inputs, labels) / _activations(network, inputs)
+
+
+def entries() -> list[dict]:
+    """What was measured of every kernel beside what is said of it, for the record."""
+    rows = []
+    for group, bounds in BOUNDS.items():
+        for name, at_most in bounds.items():
+            found = [round(value, 2) for value in measured(name)]
+            rows.append({"group": group, "kernel": name, "measured": found, "at_most": list(at_most)})
+    return rows
+
+
+def _wide(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    hidden = [nn.Linear(72, 600), nn.ReLU(), nn.Linear(600, 600), nn.ReLU()]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(600, 3))
+
+
+@torch.no_grad()
+def _data(network: nn.Module, count: int) -> tuple[Tensor, Tensor]:
+    inputs = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0))
+    return inputs, network(inputs).argmax(-1)
+
+
+@torch.no_grad()
+def _activations(network: nn.Module, inputs: Tensor) -> int:
+    sizes = []
+    layers = [part for part in network.modules() if not list(part.children())]
+    hooks = [layer.register_forward_hook(lambda _, x, output: sizes.append(output.nbytes)) for layer in layers]
+    network(inputs)
+    for hook in hooks:
+        hook.remove()
+    return sum(sizes)
