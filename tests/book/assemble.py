@@ -106,12 +106,16 @@ def catalogue_table() -> str:
 
 def _measure_row(measure: Measure) -> dict[str, str]:
     formula = measure.formula.replace(r"\|", r"\Vert ").replace("|", r"\vert ")  # a bar would end the table's cell
+    needs = ["start" if need == "initial" else need for need in measure.needs if need != "data"]
+    remarks = {
+        "costs": f"{measure.passes:g}",
+        "needs": ", ".join(needs),
+        "blind to": ", ".join(INVARIANCES[kind] for kind in measure.invariances),
+    }
+    said = "; ".join(f"{what} {text}" for what, text in remarks.items() if text)
     return {
         "Measure": f"`{measure.name}`<br>{{cite:t}}`{measure.citation}`",
-        "Formula": f"${formula}$",
-        "Costs": f"{measure.passes:g}",
-        "Needs": ", ".join("start" if need == "initial" else need for need in measure.needs if need != "data"),
-        "Blind to": ", ".join(INVARIANCES[kind] for kind in measure.invariances),
+        "What it is, and what it takes": f"${formula}$<br>{said}",
     }
 
 
