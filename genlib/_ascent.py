@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from genlib._losses import zero_one_loss
-from genlib._objective import Objective, random_params, seeded_generator
+from genlib._objective import Objective, parameter_norm, random_params, seeded_generator
 from genlib.estimates import Maximum
 from genlib.network import Params, over_models
 
@@ -65,7 +65,7 @@ class Ball:
                 point[name].addcmul_(point[name].abs() + 1, (2 * draw - 1).expand_as(point[name]), value=distance)
             return
         draws = random_params(self.weights, self.size, generator)
-        length = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(draw) for draw in draws.values()]))
+        length = parameter_norm(draws.values(), None)
         for name, draw in draws.items():
             point[name].add_(self._unit(point[name]) * draw * (distance / length))
 
@@ -73,9 +73,8 @@ class Ball:
         return w.abs() if self.kind == "adaptive" else w.new_ones(())
 
     def _norm(self, tensors: Iterable[Tensor]) -> Float[Tensor, "*models"]:
-        flat = [t.flatten(int(self.size is not None)) for t in tensors]
-        norms = torch.stack([torch.linalg.vector_norm(t, dim=-1) for t in flat])
-        return torch.linalg.vector_norm(norms, dim=0).clamp_min(torch.finfo(norms.dtype).tiny)
+        norm = parameter_norm(tensors, self.size)
+        return norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
 
 @torch.no_grad()

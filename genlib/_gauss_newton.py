@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from genlib._hessian import rademacher
 from genlib._losses import Loss
-from genlib._objective import Objective
+from genlib._objective import Objective, rademacher
 from genlib._weights import BATCH_NORM, CONVOLUTIONS, TRANSPOSED
 from genlib.estimates import Estimate
 from genlib.network import Network
@@ -73,19 +72,11 @@ def exact_trace(
     by_layer: dict[str, Tensor] = {}
     variance = objective.inputs.new_zeros((), dtype=next(iter(objective.network.params.values())).dtype)
     for inputs, _ in objective.batches:
-        met.clear()
-        with torch.enable_grad():
-            logits = module(inputs)
-        factor = _factor(logits.detach(), loss, count if drawn else None, generator)
-        deltas = torch.autograd.grad(
-            logits, [output for *_, output in met], factor, is_grads_batched=True, materialize_grads=True
-        )
-        total = torch.zeros_like(factor[..., 0])
-        for (name, layer, x, _), delta in zip(met, deltas, strict=True):
-            _require_samples(name, x, inputs)
+        total = 0.0
+        for name, layer, x, delta in _backward(module, met, inputs, loss, count if drawn else None, generator):
             squares = _squares(layer, x, delta)
             by_layer[name] = by_layer.get(name, 0.0) + squares.sum() / objective.samples
-            total += squares
+            total = total + squares
         if drawn:
             variance += count * total.var(0).sum() / objective.samples**2
     weighing = any(isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)) for _, layer, *_ in met)
@@ -110,12 +101,27 @@ def _with_records(network: Network) -> tuple[nn.Module, list[tuple[str, nn.Modul
     return module, met
 
 
-def _require_samples(name: str, x: Tensor, inputs: Tensor) -> None:
-    if len(x) != len(inputs):
+def _backward(
+    module: nn.Module,
+    met: list,
+    inputs: Tensor,
+    loss: str,
+    drawn: int | None = None,
+    generator: torch.Generator | None = None,
+) -> list[tuple[str, nn.Module, Tensor, Tensor]]:
+    """Each layer with its input and the cotangents at its output, [cotangents, n, …]; both from `_with_records`."""
+    met.clear()
+    with torch.enable_grad():
+        logits = module(inputs)
+    factor = _factor(logits.detach(), loss, drawn, generator)
+    outputs = [output for *_, output in met]
+    deltas = torch.autograd.grad(logits, outputs, factor, is_grads_batched=True, materialize_grads=True)
+    if odd := [(name, len(x)) for name, _, x, _ in met if len(x) != len(inputs)]:
         raise ValueError(
-            f"network: {name} sees {len(x)} rows for {len(inputs)} samples, so a sample's own share of its gradient "
-            "isn't known; method='hutch++' estimates the trace, top_eigenvalues the spectrum"
+            f"network: {odd[0][0]} sees {odd[0][1]} rows for {len(inputs)} samples, so a sample's own share of its "
+            "gradient isn't known; method='hutch++' estimates the trace, top_eigenvalues the spectrum"
         )
+    return [(name, layer, x, delta) for (name, layer, x, _), delta in zip(met, deltas, strict=True)]
 
 
 def _factor(
@@ -224,22 +230,12 @@ def gram_matrix(objective: Objective, loss: str) -> Float[Tensor, "rows rows"]:
     inputs = objective.inputs.double() if objective.inputs.is_floating_point() else objective.inputs
     n, classes = objective.samples, objective.classes
     module, met = _with_records(network)
-    met_by_chunk = []
-    for chunk in inputs.split(max(1, objective.chunk_size // classes)):
-        met.clear()
-        with torch.enable_grad():
-            logits = module(chunk)
-        factor = _factor(logits.detach(), loss)
-        deltas = torch.autograd.grad(
-            logits, [output for *_, output in met], factor, is_grads_batched=True, materialize_grads=True
-        )
-        for name, _, x, _ in met:
-            _require_samples(name, x, chunk)
-        met_by_chunk.append([(layer, x, delta) for (_, layer, x, _), delta in zip(met, deltas, strict=True)])
+    chunks = inputs.split(max(1, objective.chunk_size // classes))
+    found = [_backward(module, met, chunk, loss) for chunk in chunks]
     gram = inputs.new_zeros((classes, n, classes, n), dtype=torch.float64)
-    for parts in zip(*met_by_chunk, strict=True):
-        layer = parts[0][0]
-        x, delta = torch.cat([x for _, x, _ in parts]), torch.cat([delta for *_, delta in parts], 1)
+    for parts in zip(*found, strict=True):
+        layer = parts[0][1]
+        x, delta = torch.cat([x for *_, x, _ in parts]), torch.cat([delta for *_, delta in parts], 1)
         _add_products(gram, layer, x, delta)
     return gram.view(classes * n, classes * n).div_(n)
 

@@ -1,16 +1,16 @@
 """Products of the Hessian of a mean loss, and of its Gauss-Newton part, with vectors, on graphs that are built once."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from genlib._objective import Objective
+from genlib._objective import Objective, rademacher
 from genlib.network import Params
 
-__all__ = ["Operator", "each", "gauss_newton", "hessian", "hessian_product", "rademacher"]
+__all__ = ["Operator", "gauss_newton", "hessian", "hessian_product"]
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,6 @@ class Operator:
 
     def normal(self, generator: torch.Generator) -> Float[Tensor, " parameters"]:
         return self.zeros().normal_(generator=generator)
-
-
-def rademacher(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    """Signs at random, of the precision and on the device of `like`."""
-    bits = torch.randint(2, shape, generator=generator, device=like.device)
-    return bits.to(like.dtype) * 2 - 1
-
-
-def each(objective: Objective) -> Iterator[Objective]:
-    """The objective of each network of a stack, or the only one."""
-    for i, one in enumerate(objective.network.each):
-        data = (objective.inputs[i], objective.labels[i]) if objective.of_each else (objective.inputs, objective.labels)
-        yield replace(objective, network=one, inputs=data[0], labels=data[1])
 
 
 def hessian(objective: Objective) -> Operator:

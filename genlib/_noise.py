@@ -25,7 +25,6 @@ __all__ = [
 Noise = str | Mapping[str, Tensor] | tuple[str, Mapping[str, Tensor]]
 
 FLOOR = 1e-3  # ε of the magnitude-aware noise, so that a weight of zero moves too (Dziugaite et al. 2020)
-_NUMBERS = 2**24  # of all draws that lie side by side, 64 MB
 
 
 def deviations(params: Params, scale: float | Float[Tensor, "..."], noise: Noise = "isotropic") -> Params:
@@ -137,11 +136,7 @@ def _by_weights(
     generator: torch.Generator,
 ) -> Float[Tensor, "draws *models"]:
     weights, size = objective.network.params, objective.network.size
-    together = 1
-    if size is None:  # of small networks as many draws side by side as one chunk holds; a stack's models lie so already
-        numbers = sum(w.numel() for w in weights.values())
-        together = max(1, min(objective.chunk_size // objective.samples, _NUMBERS // numbers))
-    losses = []
+    together, losses = objective.together, []
     for first in range(0, rounds, together):
         lead = () if together == 1 else (min(together, rounds - first),)
         noises = random_params(weights, size, generator, lead)

@@ -1,7 +1,7 @@
 """The mean loss as a function of the parameters, and the look at network and data before they are measured."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,13 +16,17 @@ __all__ = [
     "Objective",
     "batches",
     "measurable",
+    "parameter_norm",
+    "rademacher",
     "random_params",
     "require_classes",
     "require_finite",
     "seeded_generator",
+    "side_by_side",
     "start_of",
 ]
 
+_NUMBERS = 2**24  # of all that lies side by side, 64 MB
 _NOISE = int.from_bytes(b"noise")  # no seed of a network: from equal seeds the noise could be its initial weights
 
 
@@ -77,6 +81,20 @@ class Objective:
     @property
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         return batches(self.inputs, self.labels, self.chunk_size)
+
+    @property
+    def each(self) -> "Iterator[Objective]":
+        """The objective of each network of a stack, or the only one."""
+        for i, one in enumerate(self.network.each):
+            data = (self.inputs[i], self.labels[i]) if self.of_each else (self.inputs, self.labels)
+            yield replace(self, network=one, inputs=data[0], labels=data[1])
+
+    @property
+    def together(self) -> int:
+        """How many weights share a pass: of small networks what one chunk holds; a stack's models lie so already."""
+        if self.network.size is not None:
+            return 1
+        return max(1, min(self.chunk_size // self.samples, side_by_side(self.network.params)))
 
     def losses(self, logits: Float[Tensor, "*models n classes"], labels: Tensor) -> Float[Tensor, "*models n"]:
         """One loss a sample."""
@@ -172,6 +190,23 @@ def _chunk_size(network: Network, inputs: Tensor, labels: Tensor) -> int:
     chunk_size = max(1, min(4096, 2**22 // max(1, (network.size or 1) * sample)))
     # A CPU gains nothing from several draws side by side.
     return min(chunk_size, labels.shape[-1]) if inputs.device.type == "cpu" else chunk_size
+
+
+def side_by_side(params: Params) -> int:
+    """How many times these tensors fit into 64 MB, and at least once."""
+    return max(1, _NUMBERS // sum(w.numel() for w in params.values()))
+
+
+def parameter_norm(tensors: Iterable[Tensor], size: int | None) -> Float[Tensor, "*models"]:
+    """The Euclidean norm over all tensors, one a model of a stack."""
+    norms = [torch.linalg.vector_norm(w.flatten(int(size is not None)), dim=-1) for w in tensors]
+    return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+
+
+def rademacher(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Signs at random, of the precision and on the device of `like`."""
+    bits = torch.randint(2, shape, generator=generator, device=like.device)
+    return bits.to(like.dtype) * 2 - 1
 
 
 def seeded_generator(generator: torch.Generator | None, device: torch.device, seed: int = 0) -> torch.Generator:

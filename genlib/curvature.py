@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genlib import _sketches
 from genlib._gauss_newton import exact_trace, gram_matrix, obstacle, unknown_gradients
-from genlib._hessian import each, gauss_newton, hessian, hessian_product
+from genlib._hessian import gauss_newton, hessian, hessian_product
 from genlib._lanczos import largest, quadrature
 from genlib._losses import Loss
 from genlib._objective import Objective, require_finite, seeded_generator
@@ -93,7 +93,7 @@ def top_eigenvalues(
         raise ValueError(f"max_matvecs is {max_matvecs}; give at least k = {k}")
     generator = seeded_generator(generator, objective.inputs.device)
     found, passes = [], 0.0
-    for one in each(objective):
+    for one in objective.each:
         operator = hessian(one)
         if not 1 <= k <= operator.dimension:
             raise ValueError(f"k is {k}; it must be from 1 to {operator.dimension}, the number of parameters")
@@ -141,7 +141,7 @@ def gauss_newton_eigenvalues(
             f"{_GRAM_LIMIT} rows together, take fewer samples or top_eigenvalues"
         )
     found = []
-    for one in each(objective):
+    for one in objective.each:
         weights = one.network.params.values()
         gram = require_finite(gram_matrix(one, loss), "Gauss-Newton matrix")
         values = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
@@ -185,9 +185,9 @@ def trace(
     if method == "exact" and why:
         raise ValueError(f"{why}; method='hutch++' estimates the trace")
     if method == "hutch++" or why:
-        found = [_sketches.hutch_plus_plus(hessian(one), vectors, generator) for one in each(objective)]
+        found = [_sketches.hutch_plus_plus(hessian(one), vectors, generator) for one in objective.each]
     else:
-        found = [exact_trace(one, loss, cotangents, chunk_size, generator) for one in each(objective)]
+        found = [exact_trace(one, loss, cotangents, chunk_size, generator) for one in objective.each]
     return _estimate(found, objective.network.size, "trace")
 
 
@@ -213,7 +213,7 @@ def frobenius_norm(
     _require_vectors(vectors)
     objective = _objective(network, inputs, labels, loss, chunk_size)
     generator = seeded_generator(generator, objective.inputs.device)
-    found = [_sketches.frobenius_norm(hessian(one), vectors, generator) for one in each(objective)]
+    found = [_sketches.frobenius_norm(hessian(one), vectors, generator) for one in objective.each]
     return _estimate(found, objective.network.size, "Hessian")
 
 
@@ -239,9 +239,7 @@ def gauss_newton_error(
     _require_vectors(vectors)
     objective = _objective(network, inputs, labels, loss, chunk_size)
     generator = seeded_generator(generator, objective.inputs.device)
-    found = [
-        _sketches.relative_distance(hessian(one), gauss_newton(one), vectors, generator) for one in each(objective)
-    ]
+    found = [_sketches.relative_distance(hessian(one), gauss_newton(one), vectors, generator) for one in objective.each]
     return _estimate(found, objective.network.size, "Hessian, or one part in it over a whole of zero,")
 
 
@@ -271,7 +269,7 @@ def spectral_density(
     objective = _objective(network, inputs, labels, loss, chunk_size)
     generator = seeded_generator(generator, objective.inputs.device)
     nodes, weights = [], []
-    for one in each(objective):
+    for one in objective.each:
         operator = hessian(one)
         taken = min(steps, operator.dimension)
         pairs = [quadrature(operator, operator.signs(generator), taken) for _ in range(draws)]
@@ -368,7 +366,7 @@ def _require_tolerance(tolerance: float, objective: Objective) -> None:
 
 def _require_vectors(vectors: int) -> None:
     if vectors < 6:
-        raise ValueError(f"vectors is {vectors}; give at least 6, for the error comes from the spread of a third")
+        raise ValueError(f"vectors is {vectors}; give at least 6, for the error comes from their spread")
 
 
 def _joined(found: list[Tensor], size: int | None) -> Tensor:

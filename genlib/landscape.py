@@ -8,10 +8,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from genlib._losses import Loss
-from genlib._objective import Objective, random_params, require_finite, seeded_generator
+from genlib._objective import (
+    Objective,
+    parameter_norm,
+    random_params,
+    require_finite,
+    seeded_generator,
+    side_by_side,
+)
 from genlib._precision import full_precision, upcast_network
 from genlib._weights import TRANSPOSED
-from genlib.network import Network, Params, dense_steps
+from genlib.network import Network, Params, dense_steps, layout
 
 __all__ = [
     "BasinRadius",
@@ -24,7 +31,6 @@ __all__ = [
     "surface",
 ]
 
-_NUMBERS = 2**24  # of all directions, or all networks, that lie side by side, 64 MB
 _ROWS = 2048  # samples that pass at a time: 2 to 4 times as fast for small dense networks on a CPU, slower for none
 _LARGEST = 10.0  # times the weights' norm, where a search for a radius ends
 _START = 1 / 128  # of the largest radius, the first tried
@@ -249,10 +255,10 @@ def basin_radius(
     threshold = at_rest + increase
     limit = torch.full_like(threshold, _LARGEST if largest is None else largest)
     if largest is None and not filter_normalized:
-        limit = limit * _norm(params, size)
+        limit = limit * parameter_norm(params.values(), size)
         if not (limit > 0).all():
             raise ValueError("largest is not given, and the network's weights, its unit, are all zero; give a radius")
-    together = max(1, _NUMBERS // sum(w.numel() for w in params.values()))
+    together = side_by_side(params)
     found, passes = [], 1.0
     for first in range(0, directions, together):
         count = min(together, directions - first)
@@ -272,7 +278,7 @@ def _directions(network: Network, count: int, filter_normalized: bool, generator
     else:
         drawn = [random_params(network.params, network.size, generator) for _ in range(count)]
         for direction in drawn:
-            length = _norm(direction, None)
+            length = parameter_norm(direction.values(), None)
             for d in direction.values():
                 d /= length
     return {name: torch.stack([direction.pop(name) for direction in drawn]) for name in network.params}
@@ -321,10 +327,7 @@ def _objective(
 
 def _losses(objective: Objective, points: int, at: Callable[[int | slice], Params]) -> Float[Tensor, "points *models"]:
     """The loss at each of the points, infinite where it isn't finite, as many side by side as one chunk holds."""
-    together = 1
-    if objective.network.size is None:  # a stack's models lie side by side already
-        numbers = sum(w.numel() for w in objective.network.params.values())
-        together = max(1, min(objective.chunk_size // objective.samples, _NUMBERS // numbers))
+    together = objective.together
     if together == 1:
         losses = torch.stack([objective(at(i)) for i in range(points)])
     else:
@@ -388,7 +391,7 @@ def _tensors_of(other: nn.Module | Network, network: Network, argument: str) -> 
     """The weights and statistics of a network of the same layers, in the precision of the first."""
     other = Network.of(other)
     other.require_eval()
-    expected, found = _layers(network), _layers(other)
+    expected, found = (layout(one.module, one.params | one.buffers) for one in (network, other))
     if expected != found:
         odd = next(name for name in expected | found if expected.get(name) != found.get(name))
         raise ValueError(
@@ -397,17 +400,6 @@ def _tensors_of(other: nn.Module | Network, network: Network, argument: str) -> 
         )
     tensors = _moving(other)
     return {name: tensors[name].to(w) for name, w in network.params.items()}
-
-
-def _layers(network: Network) -> dict[str, str | tuple[int, ...]]:
-    parts = network.module.named_modules()
-    layers = {f"the module {name!r}": str(part) for name, part in parts if not list(part.children())}
-    return layers | {name: tuple(tensor.shape) for name, tensor in (network.params | network.buffers).items()}
-
-
-def _norm(params: Params, size: int | None) -> Float[Tensor, "*models"]:
-    norms = [torch.linalg.vector_norm(w.flatten(int(size is not None)), dim=-1) for w in params.values()]
-    return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
 
 def _frame(weights: Params, b: Params, c: Params, names: list[str]) -> tuple[Tensor, Tensor, Tensor]:

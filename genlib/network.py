@@ -17,6 +17,7 @@ __all__ = [
     "Network",
     "Params",
     "dense_steps",
+    "layout",
     "over_models",
     "require_one_shape",
     "without_hooks",
@@ -170,9 +171,9 @@ def require_one_shape(modules: Sequence[nn.Module]) -> None:
     """Refuse modules that can't be stacked: none at all, or one that differs from the first in a layer or a shape."""
     if not modules:
         raise ValueError("modules is empty; a stack needs at least one network")
-    first = _shapes(modules[0])
+    first = layout(modules[0], modules[0].state_dict())
     for i, module in enumerate(modules):
-        if (shapes := _shapes(module)) != first:
+        if (shapes := layout(module, module.state_dict())) != first:
             odd = next(name for name in {**first, **shapes} if first.get(name) != shapes.get(name))
             raise ValueError(
                 f"modules[{i}] differs from modules[0] in {odd} ({shapes.get(odd)} against {first.get(odd)}); "
@@ -212,9 +213,10 @@ def _require_finite(params: Params) -> None:
         raise ValueError(f"network: the weights of {', '.join(bad)} are not finite; measure it before it diverged")
 
 
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...] | str]:
+def layout(module: nn.Module, tensors: Params) -> dict[str, tuple[int, ...] | str]:
+    """What networks must share to be handled as one: the module's layers, and the shapes of its tensors."""
     kinds = {f"the module {name!r}": str(m) for name, m in module.named_modules() if not list(m.children())}
-    return kinds | {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    return kinds | {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _trace(module: nn.Module) -> fx.Graph | None:

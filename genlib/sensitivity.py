@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from genlib._objective import measurable, require_finite, seeded_generator
+from genlib._objective import measurable, rademacher, require_finite, seeded_generator
 from genlib._pieces import flips_along, kinks, require_pieces
 from genlib._precision import full_precision
 from genlib.estimates import Estimate
@@ -114,7 +114,7 @@ def mean_squared_jacobian_norm(
     total, variance = 0.0, 0.0
     for chunk in inputs.split(chunk_size or _chunk_size(network, inputs, 1)):
         logits, x = _output(network, chunk)
-        v = 2.0 * torch.randint(2, (projections, *logits.shape), generator=generator, device=x.device).to(x.dtype) - 1
+        v = rademacher((projections, *logits.shape), x, generator)
         if of == "probabilities":
             softmax = _Softmax.of(logits.detach())
             v = softmax.rest.unsqueeze(-1) * softmax.product(v)

@@ -5,7 +5,7 @@ import torch
 from kernels import case, kernels
 from memory import BOUNDS, Live, measured, peak
 
-from genlib import _noise, _objective, landscape, margins, sensitivity
+from genlib import _objective, margins, sensitivity
 
 OF = {name: bound for bounds in BOUNDS.values() for name, bound in bounds.items()}
 
@@ -62,8 +62,7 @@ def test_memory_does_not_grow_with_chunks(name, monkeypatch):
                                   "keskar_sharpness", "pac_bayes_bound", "sharpness_kl", "line", "plane", "surface",
                                   "basin_radius"])  # fmt: skip
 def test_memory_does_not_grow_with_draws_or_steps(name, monkeypatch):
-    for module in (_noise, landscape):
-        monkeypatch.setattr(module, "_NUMBERS", 1)  # what lies side by side beyond one
+    monkeypatch.setattr(_objective, "_NUMBERS", 1)  # what lies side by side beyond one
     network, initial, inputs, labels = case("dense")
     few, many = (
         peak(kernels(draws=draws, steps=steps)[name], network, initial, inputs, labels)
