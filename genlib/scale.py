@@ -13,9 +13,11 @@ import torch
 __all__ = [
     "banner",
     "cache_directory",
+    "cluster",
     "device",
     "dry_run",
     "environment",
+    "knobs",
     "recording",
     "scale",
     "seeds",
@@ -76,6 +78,23 @@ def device() -> torch.device:
 def workers() -> int:
     """How many processes train small networks side by side: one a core without a GPU, one alone with it."""
     return 1 if device().type == "cuda" else os.cpu_count() or 1
+
+
+def cluster() -> str | None:
+    """The address of the Dask scheduler that sweeps are sent to, from `GENLIB_DASK`; None where they stay here."""
+    return os.environ.get("GENLIB_DASK") or None
+
+
+def knobs() -> dict[str, str]:
+    """All the knobs of this run, for a process elsewhere to turn its own the same way."""
+    return {name: value for name, value in os.environ.items() if name.startswith("GENLIB_")}
+
+
+def turn(settings: dict[str, str]) -> None:
+    """Turn the knobs of this process as those of another are, whose `knobs()` these are."""
+    for name in knobs():
+        del os.environ[name]
+    os.environ.update(settings)
 
 
 def cache_directory() -> Path:
