@@ -8,9 +8,10 @@ import pytest
 
 GENLIB = Path(__file__).parents[1] / "genlib"
 LAYERS = [
-    "network estimates scale progress data augment models _losses _precision _files _mnist1d _streams",
+    "network estimates scale progress data augment models "
+    "_flattest _normalizations _losses _precision _files _mnist1d _streams",
     "norms margins sensitivity curvature sharpness pac_bayes _weights _operators _paths "
-    "_objective _pieces _hessian _lanczos _sketches _gauss_newton _noise _ascent _divergences _sigma",
+    "_objective _pieces _hessian _lanczos _sketches _gauss_newton _noise _ascent _divergences _sigma _pairs",
     "optimizers train landscape ranking _engines _checkpoint",
     "measures sweep records _shared",
     "claims plots",

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 NOTEBOOK_ONLY = {"IPython", "matplotlib_inline"}  # imported where a notebook asks for it, which has it
+OPTIONAL = {"distributed"}  # of the extra [cluster]
 UNSEEN = {"pyarrow"}  # that pandas imports, to read and write Parquet
 BARE_INSTALL = re.compile(r"""\bpip3? install (?:-\S+ )*["']?genlib\b""")
 TEXTS = {".py", ".md", ".ipynb", ".toml", ".txt", ".yml", ".yaml", ".cff", ""}
@@ -76,7 +77,7 @@ def test_what_genlib_imports_is_a_dependency():
                 imported |= {name.name.split(".")[0] for name in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.split(".")[0])
-    needed = imported - set(sys.stdlib_module_names) - NOTEBOOK_ONLY - {"genlib"}
+    needed = imported - set(sys.stdlib_module_names) - NOTEBOOK_ONLY - OPTIONAL - {"genlib"}
     stated = {re.match(r"[\w.-]+", dependency)[0] for dependency in PROJECT["dependencies"]}
     assert {DISTRIBUTIONS.get(name, name) for name in needed} | UNSEEN == stated
 

@@ -17,6 +17,7 @@ import memory
 import norms
 import pac_bayes
 import pandas as pd
+import ranking
 import sensitivity
 import sharpness
 import torch
@@ -24,7 +25,8 @@ import training
 
 RECORD = Path(__file__).with_name("record.json")
 SUBJECTS = {
-    module.__name__: module for module in (training, norms, sharpness, pac_bayes, curvature, sensitivity, measures)
+    module.__name__: module
+    for module in (training, norms, sharpness, pac_bayes, curvature, sensitivity, measures, ranking)
 }
 
 
