@@ -39,8 +39,9 @@ def run(
     task are the same; of what else `function` calls nothing is known. `workers` processes work side by side (default:
     all cores), or where GENLIB_DASK names a scheduler, all its workers; the table is the same. `.attrs` says where it
     comes from, `to_parquet` writes both.
-    ValueError: an empty grid, a configuration that is there twice, results that don't match the configurations.
-    ConnectionError: a scheduler that doesn't answer. What `function` raises comes with its configuration as a note.
+    ValueError: an empty grid, a configuration that is there twice, results that don't match the configurations, a
+    cluster's worker that runs several threads. ConnectionError: a scheduler that doesn't answer. What `function`
+    raises comes with its configuration as a note.
     """
     table = _configurations(grid, together)
     tasks = _tasks(table, together)
@@ -177,5 +178,11 @@ def _machines(workers: int | None) -> Iterator[Parallel]:
         raise ConnectionError(
             f"GENLIB_DASK is {address!r}, where no scheduler answers; start `dask scheduler` there, or unset it"
         ) from error
+    if max(client.nthreads().values(), default=1) > 1:
+        client.close()
+        raise ValueError(
+            "a worker of the cluster runs tasks in threads, which torch's random state and traces do not "
+            "survive; start its workers with --nthreads 1, and one for each core with --nworkers"
+        )
     with client, parallel_config(backend="dask", client=client):
         yield Parallel(n_jobs=-1, **one_by_one)

@@ -134,7 +134,7 @@ def scheduler():
     """Two workers on this machine."""
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", host="127.0.0.1"
     ) as local:
         yield local.scheduler_address
 
@@ -162,6 +162,16 @@ def test_workers_have_one_thread_and_the_knobs_of_the_caller(tmp_path, cluster, 
     monkeypatch.setenv("GENLIB_DRY_RUN", "1")
     table = sweep.run(knobs, {"task": [0, 1]}, cache=tmp_path)
     assert table["dry"].all() and (table["threads"] == 1).all()
+
+
+def test_workers_that_share_a_process_are_refused(tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0", host="127.0.0.1", protocol="tcp://"
+    ) as local:
+        monkeypatch.setenv("GENLIB_DASK", local.scheduler_address)
+        with pytest.raises(ValueError, match="--nthreads 1"):
+            sweep.run(drawn, GRID, cache=tmp_path)
 
 
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch):
