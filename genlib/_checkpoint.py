@@ -109,9 +109,8 @@ def _cuda_states(state: State) -> list[Tensor]:
 
 def _fingerprint(jobs: Sequence[Job], plan: Plan) -> str:
     digest = hashlib.sha256(scale.sources_hash().encode())
-    digest.update(f"{plan.optimizer if isinstance(plan.optimizer, str) else _code(plan.optimizer)}".encode())
     digest.update(f"{plan.momentum} {plan.batch_size} {plan.track_test} {scale.dry_run()}".encode())
-    for function in (plan.loss, plan.schedule, plan.augment):
+    for function in (plan.optimizer, plan.loss, plan.schedule, plan.augment, plan.project):
         digest.update((_code(function) if callable(function) else str(function)).encode())
     for job in jobs:
         digest.update(f"{job.lr} {job.weight_decay} {job.stop} {job.seed} {job.module}".encode())

@@ -1,6 +1,7 @@
 """What `fit` and `fit_many` train with: one network, or a stack of them behind the same few methods."""
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from genlib import scale
-from genlib._losses import MEANS, Loss, SampleLoss, per_sample_loss, sample_losses
+from genlib._losses import (
+    LOSSES,
+    MEANS,
+    Loss,
+    SampleLoss,
+    per_sample_loss,
+    require_binary,
+    sample_losses,
+    zero_one_loss,
+)
+from genlib._one_sam import MeanSAM
 from genlib.data import BLOCK_BYTES, Dataset
-from genlib.network import Network, over_models, without_hooks
+from genlib.network import Network, Params, over_models, without_hooks
+from genlib.optimizers import SAM, Ascent, OneSAM, Recipe
 
 __all__ = ["Job", "Optimizer", "Plan", "Single", "Stack", "Stop", "chunk_size", "scores"]
 
-Optimizer = str | Callable[[list[Tensor]], torch.optim.Optimizer]
+Optimizer = str | Recipe | Callable[[list[Tensor]], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,14 @@ _OPTIMIZERS = {
 }
 
 
+def _build(base: str | type, params: list[Tensor], **options: float) -> "LeanSGD | torch.optim.Optimizer":
+    """A base optimizer; a class of torch's own is given those of lr, momentum and weight decay that it takes."""
+    if isinstance(base, str):
+        return _OPTIMIZERS[base](params, **options)
+    known = inspect.signature(base).parameters
+    return base(params, **{name: value for name, value in options.items() if name in known})
+
+
 @dataclass(frozen=True)
 class Plan:
     """What all networks of a training share."""
@@ -92,17 +112,34 @@ class Plan:
     loss: Loss
     schedule: Callable[[float], float] | None
     augment: Callable[[Tensor], Tensor] | None
+    project: Callable[[Params], None] | None
     track_test: bool
     checkpoint: str | Path | None
 
     def __post_init__(self):
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be positive, or None for the full batch")
-        if not callable(self.optimizer) and self.optimizer not in _OPTIMIZERS:
-            raise ValueError(f"optimizer is {self.optimizer!r}; choose {', '.join(_OPTIMIZERS)}, or give a function")
+        if not callable(self.base) and self.base not in _OPTIMIZERS:
+            raise ValueError(
+                f"optimizer is {self.optimizer!r}; choose {', '.join(_OPTIMIZERS)}, or give a recipe or a function"
+            )
         if self.optimizer == "lbfgs" and self.batch_size is not None:
             raise ValueError("optimizer lbfgs needs the full batch; leave batch_size at None")
         per_sample_loss(self.loss)
+
+    @property
+    def recipe(self) -> Recipe | None:
+        return self.optimizer if isinstance(self.optimizer, Recipe) else None
+
+    @property
+    def base(self) -> str | Callable:
+        """What makes the steps: a name, a class, or the optimizer of one's own."""
+        return self.optimizer.base if self.recipe else self.optimizer
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether the steps are those of an optimizer that may not treat every weight alike."""
+        return callable(self.base) or self.base == "lbfgs"
 
 
 @dataclass(frozen=True)
@@ -149,15 +186,20 @@ class Single:
     def __init__(self, jobs: Sequence[Job], plan: Plan):
         (job,) = jobs
         self.plan, self.dataset = plan, job.dataset
-        self.module = copy.deepcopy(job.module).to(job.dataset.device)
-        self.forward = without_hooks(self.module)
-        params = [p for p in self.module.parameters() if p.requires_grad]
-        if callable(plan.optimizer):
+        self.module = copy.deepcopy(job.module).to(job.dataset.device).train()
+        self.moving = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        self.fixed = dict(self.module.named_buffers())
+        hooked = isinstance(plan.recipe, SAM) and self.fixed  # it holds BatchNorm's statistics by a hook
+        self.forward = self.module if hooked else without_hooks(self.module)
+        params = list(self.moving.values())
+        if callable(plan.optimizer) and not plan.recipe:
             self.optimizer = plan.optimizer(params)
         else:
-            build = _OPTIMIZERS[plan.optimizer]
-            self.optimizer = build(params, lr=job.lr, momentum=plan.momentum, weight_decay=job.weight_decay)
+            options = {"lr": job.lr, "momentum": plan.momentum, "weight_decay": job.weight_decay}
+            self.optimizer = _build(plan.base, params, **options)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.mean_sam = _mean_sam(self.module, plan, self.moving, job.dataset)
+        self.ascent = _ascent(plan, self.fixed)
         loss = per_sample_loss(plan.loss)
         self.mean_loss = MEANS.get(loss, lambda logits, labels: loss(logits, labels).mean())
 
@@ -180,12 +222,16 @@ class Single:
             group["lr"] = rate * factor
         if self.plan.augment is not None:
             inputs = self.plan.augment(inputs)
-        if isinstance(self.optimizer, LeanSGD):
-            mean = self.mean_loss(self.forward(inputs), labels)
-            params = self.optimizer.param_groups[0]["params"]
-            self.optimizer.update(torch.autograd.grad(mean, params, allow_unused=True))
-            return mean.detach()
+        if self.plan.one_by_one and not self.plan.recipe:
+            mean = self._own_step(inputs, labels)
+        else:
+            mean, grads = _gradient(self, inputs, labels)
+            _update(self.optimizer, self.moving.values(), grads)
+        if self.plan.project is not None:
+            self.plan.project({name: p.detach().unsqueeze(0) for name, p in self.module.named_parameters()})
+        return mean
 
+    def _own_step(self, inputs: Tensor, labels: Tensor) -> Float[Tensor, ""]:
         def closure() -> Tensor:
             self.optimizer.zero_grad()
             mean = self.mean_loss(self.forward(inputs), labels)
@@ -193,6 +239,10 @@ class Single:
             return mean
 
         return self.optimizer.step(closure).detach()
+
+    def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Float[Tensor, ""], Sequence[Tensor | None]]:
+        mean = self.mean_loss(self.forward(inputs), labels)
+        return mean.detach(), torch.autograd.grad(mean, list(self.moving.values()), allow_unused=True)
 
     def train(self, training: bool) -> None:
         self.module.train(training)
@@ -234,17 +284,26 @@ class Stack:
             if len(set(values := [getattr(job, key) for job in jobs])) > 1
         }
         self.rate = 1.0 if "lr" in self.per_model else jobs[0].lr
-        self.optimizer = _OPTIMIZERS[plan.optimizer](
-            self._trainable(),
+        self.optimizer = _build(
+            plan.base,
+            list(self.moving.values()),
             lr=self.rate,
             momentum=plan.momentum,
             weight_decay=0.0 if "weight_decay" in self.per_model else jobs[0].weight_decay,
         )
+        self.network.module.train()
+        self.mean_sam = _mean_sam(self.network.module, plan, self.moving, jobs[0].dataset, stacked=True)
+        self.ascent = _ascent(plan, self.buffers, stacked=True)
         self.loss, self.rows = per_sample_loss(plan.loss), None
         self._lay_out_data()
 
-    def _trainable(self) -> list[Tensor]:
-        return [param for param in self.params.values() if param.requires_grad]
+    @property
+    def moving(self) -> Params:
+        return {name: param for name, param in self.params.items() if param.requires_grad}
+
+    @property
+    def fixed(self) -> Params:
+        return self.buffers | {name: param for name, param in self.params.items() if not param.requires_grad}
 
     def _lay_out_data(self) -> None:
         datasets = [job.dataset for job in self.jobs]
@@ -279,23 +338,24 @@ class Stack:
     def step(self, inputs: Tensor, labels: Tensor, factor: float) -> Float[Tensor, " models"]:
         if self.plan.augment is not None:
             inputs = self.plan.augment(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
-        params, each = self._trainable(), sample_losses(self.loss, self.logits(inputs), labels).mean(1)
-        grads = torch.autograd.grad(each.sum(), params)
+        params = list(self.moving.values())
+        each, grads = _gradient(self, inputs, labels)
         self.optimizer.param_groups[0]["lr"] = self.rate * factor
         with torch.no_grad():
             if "weight_decay" in self.per_model:
                 decay = self.per_model["weight_decay"]
                 grads = [grad.addcmul(p, over_models(decay, p)) for p, grad in zip(params, grads, strict=True)]
             before = [param.clone() for param in params] if "lr" in self.per_model else []
-            if isinstance(self.optimizer, LeanSGD):
-                self.optimizer.update(grads)
-            else:
-                for param, grad in zip(params, grads, strict=True):
-                    param.grad = grad
-                self.optimizer.step()
+            _update(self.optimizer, params, grads)
             for old, param in zip(before, params, strict=False):
                 param.copy_(old.lerp_(param, over_models(self.per_model["lr"], param)))
-        return each.detach()
+            if self.plan.project is not None:
+                self.plan.project({name: param.detach() for name, param in self.params.items()})
+        return each
+
+    def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Float[Tensor, " models"], Sequence[Tensor]]:
+        each = sample_losses(self.loss, self.logits(inputs), labels).mean(1)
+        return each.detach(), torch.autograd.grad(each.sum(), list(self.moving.values()))
 
     def train(self, training: bool) -> None:
         self.network.module.train(training)
@@ -310,9 +370,10 @@ class Stack:
             if moments:
                 kept[self.params[name]] = {k: v[rows] if v.dim() else v for k, v in moments.items()}
         state.update(kept)
-        self.optimizer.param_groups[0]["params"] = self._trainable()
+        self.optimizer.param_groups[0]["params"] = list(self.moving.values())
         self.buffers = {name: b[rows] for name, b in self.buffers.items()}
         self.per_model = {key: value[rows] for key, value in self.per_model.items()}
+        self.ascent = _ascent(self.plan, self.buffers, stacked=True)
         self._lay_out_data()
 
     def trained(self, row: int) -> nn.Module:
@@ -330,6 +391,41 @@ class Stack:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+def _gradient(engine: Single | Stack, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """The loss, one a model of a stack, and the gradient that the recipe steps with."""
+    recipe = engine.plan.recipe
+    if isinstance(recipe, OneSAM):
+        loss, grads = engine.mean_sam(engine.moving, engine.fixed, inputs, labels)
+        return loss, list(grads.values())
+    if isinstance(recipe, SAM):
+        return engine.ascent.gradient(lambda: engine.evaluate(inputs, labels), list(engine.moving.values()))
+    return engine.evaluate(inputs, labels)
+
+
+def _update(
+    optimizer: LeanSGD | torch.optim.Optimizer, params: Iterable[Tensor], grads: Sequence[Tensor | None]
+) -> None:
+    if isinstance(optimizer, LeanSGD):
+        optimizer.update(grads)
+        return
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    optimizer.step()
+
+
+def _ascent(plan: Plan, buffers: Params, *, stacked: bool = False) -> Ascent | None:
+    return Ascent(plan.recipe, stacked=stacked, buffers=bool(buffers)) if isinstance(plan.recipe, SAM) else None
+
+
+def _mean_sam(
+    module: nn.Module, plan: Plan, moving: Params, dataset: Dataset, *, stacked: bool = False
+) -> MeanSAM | None:
+    if not isinstance(plan.recipe, OneSAM):
+        return None
+    shape = dataset.input_shape
+    return MeanSAM.of(module, plan.recipe.rho, plan.loss, moving=moving, input_shape=shape, stacked=stacked)
+
+
 @torch.no_grad()
 def scores(
     logits: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], loss: SampleLoss
@@ -338,7 +434,9 @@ def scores(
     total, samples = 0.0, 0
     for inputs, labels in batches:
         z = logits(inputs)
-        parts = [sample_losses(loss, z, labels), (z.argmax(-1) == labels).to(z.dtype)]
+        if z.shape[-1] == 1 and loss in LOSSES.values():  # a loss of one's own may read labels as it likes
+            require_binary(labels)
+        parts = [sample_losses(loss, z, labels), 1 - sample_losses(zero_one_loss, z, labels)]
         total, samples = total + torch.stack([part.double().sum(1) for part in parts]), samples + labels.shape[1]
     return total / samples
 

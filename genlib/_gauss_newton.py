@@ -63,9 +63,9 @@ def _own(layer: nn.Module) -> set[str]:
 def exact_trace(
     objective: Objective, loss: str, cotangents: int | None, chunk_size: int | None, generator: torch.Generator
 ) -> Estimate:
-    classes = objective.classes
-    count = cotangents or (classes if classes <= _ALL_CLASSES else _COTANGENTS)
-    count, drawn = min(count, classes), count < classes
+    outputs = objective.outputs
+    count = cotangents or (outputs if outputs <= _ALL_CLASSES else _COTANGENTS)
+    count, drawn = min(count, outputs), count < outputs
     if chunk_size is None:  # every sample passes backwards once a cotangent
         objective = replace(objective, chunk_size=max(1, objective.chunk_size // count))
     module, met = _with_records(objective.network)
@@ -135,6 +135,8 @@ def _factor(
         signs = rademacher((drawn, n, classes), logits, generator) / drawn**0.5
     if loss == "mse":
         return ((2 / classes) ** 0.5 * signs).expand(-1, n, classes)
+    if classes == 1:  # σ(f)(1 − σ(f))
+        return (logits.sigmoid() * (-logits).sigmoid()).sqrt() * signs
     p = logits.softmax(1)
     roots = p.sqrt() * signs  # diag(p) - ppᵀ = AAᵀ, column c of A being √p_c (e_c - p)
     return roots - p * roots.sum(-1, keepdim=True)
@@ -217,7 +219,7 @@ def _patches(
 
 
 def gram_matrix(objective: Objective, loss: str) -> Float[Tensor, "rows rows"]:
-    """(1/N) SᵀJJᵀS in float64, one row a class and sample: its eigenvalues but zeros are the Gauss-Newton matrix's.
+    """(1/N) SᵀJJᵀS in float64, one row an output and sample: its eigenvalues but zeros are the Gauss-Newton matrix's.
 
     Of a dense layer the rows' products are those of its outputs' gradients times those of its inputs, so that no
     gradient in the weights is formed.
@@ -228,16 +230,16 @@ def gram_matrix(objective: Objective, loss: str) -> Float[Tensor, "rows rows"]:
         buffers={name: b.double() if b.is_floating_point() else b for name, b in objective.network.buffers.items()},
     )
     inputs = objective.inputs.double() if objective.inputs.is_floating_point() else objective.inputs
-    n, classes = objective.samples, objective.classes
+    n, outputs = objective.samples, objective.outputs
     module, met = _with_records(network)
-    chunks = inputs.split(max(1, objective.chunk_size // classes))
+    chunks = inputs.split(max(1, objective.chunk_size // outputs))
     found = [_backward(module, met, chunk, loss) for chunk in chunks]
-    gram = inputs.new_zeros((classes, n, classes, n), dtype=torch.float64)
+    gram = inputs.new_zeros((outputs, n, outputs, n), dtype=torch.float64)
     for parts in zip(*found, strict=True):
         layer = parts[0][1]
         x, delta = torch.cat([x for *_, x, _ in parts]), torch.cat([delta for *_, delta in parts], 1)
         _add_products(gram, layer, x, delta)
-    return gram.view(classes * n, classes * n).div_(n)
+    return gram.view(outputs * n, outputs * n).div_(n)
 
 
 def _add_products(gram: Float[Tensor, "c n c n"], layer: nn.Module, x: Tensor, delta: Tensor) -> None:

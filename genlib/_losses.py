@@ -1,4 +1,7 @@
-"""The losses that training and the measures know by name."""
+"""The losses that training and the measures know by name.
+
+A network of one output tells two classes apart by its sign: label 1 is y = 1, label 0 is y = -1.
+"""
 
 from collections.abc import Callable
 
@@ -6,22 +9,58 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["MEANS", "Loss", "SampleLoss", "per_sample_loss", "sample_losses", "zero_one_loss"]
+__all__ = [
+    "LOSSES",
+    "MEANS",
+    "Loss",
+    "SampleLoss",
+    "per_sample_loss",
+    "require_binary",
+    "sample_losses",
+    "zero_one_loss",
+]
 
 SampleLoss = Callable[[Tensor, Tensor], Tensor]
 Loss = str | SampleLoss
 
-LOSSES = {
-    "cross_entropy": lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"),
-    "mse": lambda logits, labels: (logits - F.one_hot(labels, logits.shape[-1])).square().mean(-1),
-}
-MEANS = {LOSSES["cross_entropy"]: F.cross_entropy}  # in one operation instead of two
+
+def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "none") -> Tensor:
+    """-ln p_y, p the softmax; of one output f ln(1 + exp(-y f)), p being the sigmoid."""
+    if logits.shape[-1] > 1:
+        return F.cross_entropy(logits, labels, reduction=reduction)
+    losses = -F.logsigmoid(_sided(logits, labels))
+    return losses.mean() if reduction == "mean" else losses
+
+
+def _mse(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over the classes of the squared distance to the one-hot label; of one output (f - y)²."""
+    if logits.shape[-1] > 1:
+        return (logits - F.one_hot(labels, logits.shape[-1])).square().mean(-1)
+    return (_sided(logits, labels) - 1).square()  # y² = 1
+
+
+def _sided(logits: Float[Tensor, "n 1"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """y f: positive where the network is right."""
+    return (2 * labels - 1) * logits.squeeze(-1)
+
+
+LOSSES = {"cross_entropy": _cross_entropy, "mse": _mse}
+MEANS = {_cross_entropy: lambda logits, labels: _cross_entropy(logits, labels, "mean")}  # one operation, not two
 
 
 def zero_one_loss(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """1 for each sample that is misclassified, or whose logits are not finite."""
-    wrong = (logits.argmax(-1) != labels) | ~logits.isfinite().all(-1)
-    return wrong.to(logits.dtype)
+    """1 for each sample that is misclassified, or whose logits are not finite; a single output of 0 says nothing."""
+    right = logits.argmax(-1) == labels if logits.shape[-1] > 1 else _sided(logits, labels) > 0
+    return (~right | ~logits.isfinite().all(-1)).to(logits.dtype)
+
+
+def require_binary(labels: Int[Tensor, "..."]) -> None:
+    """Refuse labels that a network of one output can't tell apart. One host read."""
+    if ((labels < 0) | (labels > 1)).any():
+        raise ValueError(
+            "labels has values other than 0 and 1, and a network of one output tells two classes apart, by its sign; "
+            "give it one output a class"
+        )
 
 
 def per_sample_loss(loss: Loss, *, error: bool = False) -> SampleLoss:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from genlib._losses import Loss, SampleLoss, per_sample_loss, sample_losses
+from genlib._losses import Loss, SampleLoss, per_sample_loss, require_binary, sample_losses
 from genlib._precision import upcast, upcast_network
 from genlib.network import Network, Params
 
@@ -36,6 +36,7 @@ class Objective:
 
     `labels` [samples]; a stack may have [models, samples], and then inputs [models, samples, …] of each too.
     `chunk_size` is the number of samples that pass at a time; where it holds several draws' samples, they share a pass.
+    `outputs` is the number of the network's outputs, one for each class, or one that tells two apart by its sign.
     """
 
     network: Network
@@ -43,7 +44,7 @@ class Objective:
     labels: Int[Tensor, "..."]
     loss: SampleLoss
     chunk_size: int
-    classes: int
+    outputs: int
 
     @classmethod
     def of(
@@ -66,12 +67,16 @@ class Objective:
         with torch.no_grad():
             one = inputs.narrow(labels.dim() - 1, 0, 1)
             logits = network.apply(network.params, one, inputs_of_each=labels.dim() == 2)
-        classes = require_classes(logits, labels, network.size)
-        return cls(network, inputs, labels.long(), loss, chunk_size or _chunk_size(network, inputs, labels), classes)
+        outputs = require_classes(logits, labels, network.size)
+        return cls(network, inputs, labels.long(), loss, chunk_size or _chunk_size(network, inputs, labels), outputs)
 
     @property
     def samples(self) -> int:
         return self.labels.shape[-1]
+
+    @property
+    def classes(self) -> int:
+        return max(2, self.outputs)
 
     @property
     def of_each(self) -> bool:
@@ -157,14 +162,16 @@ def measurable(
 
 
 def require_classes(logits: Tensor, labels: Tensor, size: int | None, *, at_least: int = 1) -> int:
-    """The number of classes, once the labels are seen to be among them. One host read."""
+    """The number of outputs, once the labels are seen to be among their classes: two, if it is one. One host read."""
     if logits.dim() != (2 if size is None else 3) or logits.shape[-1] < at_least:
         raise ValueError(
             f"network: its output has the shape {tuple(logits.shape)}; it must be [samples, classes], "
             f"{at_least} or more classes"
         )
     classes = logits.shape[-1]
-    if ((labels < 0) | (labels >= classes)).any():
+    if classes == 1:
+        require_binary(labels)
+    elif ((labels < 0) | (labels >= classes)).any():
         raise ValueError(
             f"labels has values outside 0 … {classes - 1}, the classes of the network; number the classes from 0"
         )

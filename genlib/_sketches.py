@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from genlib._hessian import Operator
-from genlib.estimates import Estimate
+from genlib.estimates import Eigenpairs, Estimate
 
 __all__ = ["frobenius_norm", "hutch_plus_plus", "relative_distance"]
 
@@ -31,13 +31,18 @@ def hutch_plus_plus(matrix: Operator, vectors: int, generator: torch.Generator) 
 
 
 @torch.no_grad()
-def frobenius_norm(matrix: Operator, vectors: int, generator: torch.Generator) -> Estimate:
+def frobenius_norm(
+    matrix: Operator, vectors: int, generator: torch.Generator, known: Eigenpairs | None = None
+) -> Estimate:
     """‖A‖² = 2‖AQ‖² − ‖QᵀAQ‖² + E|PAPz|², P = 1 − QQᵀ: the parts along a subspace as they are, the rest by signs z."""
-    basis, rest = _range(matrix, vectors // 3, generator), vectors - 2 * (vectors // 3)
-    along = torch.zeros_like(basis[0, 0])
-    for q in basis:
-        product = matrix @ q
-        along += 2 * product.square().sum() - (basis @ product).square().sum()
+    if known is not None:
+        basis, rest, along = known.vectors, vectors, known.values.square().sum()
+    else:
+        basis, rest = _range(matrix, vectors // 3, generator), vectors - 2 * (vectors // 3)
+        along = torch.zeros_like(basis[0, 0])
+        for q in basis:
+            product = matrix @ q
+            along += 2 * product.square().sum() - (basis @ product).square().sum()
     terms = torch.stack(
         [_outside(matrix @ _outside(matrix.signs(generator), basis), basis).square().sum() for _ in range(rest)]
     )

@@ -1,9 +1,9 @@
-"""Curvature: the Hessian of the training loss, its products, eigenvalues, trace, norm and spectral density."""
+"""Curvature: the Hessian of the training loss, its products, eigenvalues, trace, norm and density; gradient noise."""
 
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from genlib._lanczos import largest, quadrature
 from genlib._losses import Loss
 from genlib._objective import Objective, require_finite, seeded_generator
 from genlib._precision import full_precision
+from genlib._sample_gradients import gradient_variance as variance_of
 from genlib.estimates import Density, Eigenpairs, Estimate
 from genlib.network import Network, Params
 
@@ -24,6 +25,7 @@ __all__ = [
     "frobenius_norm",
     "gauss_newton_eigenvalues",
     "gauss_newton_error",
+    "gradient_variance",
     "hessian_vector_product",
     "log_basin_volume",
     "spectral_density",
@@ -134,10 +136,10 @@ def gauss_newton_eigenvalues(
     objective = _objective(network, inputs, labels, loss, chunk_size)
     if why := unknown_gradients(objective.network, loss):
         raise ValueError(f"{why}; top_eigenvalues gives those of the Hessian of any network")
-    rows = objective.samples * objective.classes
+    rows = objective.samples * objective.outputs
     if rows > _GRAM_LIMIT:
         raise ValueError(
-            f"inputs has {objective.samples} samples, of {objective.classes} classes; all eigenvalues are for at most "
+            f"inputs has {objective.samples} samples, of {objective.outputs} outputs; all eigenvalues are for at most "
             f"{_GRAM_LIMIT} rows together, take fewer samples or top_eigenvalues"
         )
     found = []
@@ -199,6 +201,7 @@ def frobenius_norm(
     *,
     loss: Loss = "cross_entropy",
     vectors: int = 30,
+    known: Eigenpairs | None = None,
     generator: torch.Generator | None = None,
     chunk_size: int | None = None,
 ) -> Estimate:
@@ -206,14 +209,21 @@ def frobenius_norm(
 
     E|Hz|² = ‖H‖_F² for random signs z; as in Hutch++ a third of `vectors` finds a subspace, a third gives the part of
     the norm that touches it, a third estimates the rest, which scatters the less. With at least three times the
-    parameters in `vectors` it is exact. A stack gives one value a model, one after the other.
+    parameters in `vectors` it is exact. `known`: eigenpairs from `top_eigenvalues` take the place of the subspace, at
+    no cost, and all `vectors` estimate the rest. A stack gives one value a model, one after the other.
     Cost: 3 + 6 `vectors` forward passes, 9 `vectors` in several chunks; memory: 2/3 `vectors` + 2 times the parameters.
     ValueError: as `Objective.of`; the loss `error`; fewer than 6 vectors. Meyer et al. 2021.
     """
     _require_vectors(vectors)
     objective = _objective(network, inputs, labels, loss, chunk_size)
     generator = seeded_generator(generator, objective.inputs.device)
-    found = [_sketches.frobenius_norm(hessian(one), vectors, generator) for one in objective.each]
+    pairs = [known] * (objective.network.size or 1)
+    if known is not None and objective.network.size is not None:
+        pairs = [replace(known, values=v, vectors=q) for v, q in zip(known.values, known.vectors, strict=True)]
+    found = [
+        _sketches.frobenius_norm(hessian(one), vectors, generator, pair)
+        for one, pair in zip(objective.each, pairs, strict=True)
+    ]
     return _estimate(found, objective.network.size, "Hessian")
 
 
@@ -344,6 +354,28 @@ def log_basin_volume(
         counted=above.sum(-1),
         negative=(values < 0).sum(-1),
     )
+
+
+@full_precision()
+def gradient_variance(
+    network: nn.Module | Network,
+    inputs: Tensor,
+    labels: Int[Tensor, "..."],
+    *,
+    loss: Loss = "cross_entropy",
+    chunk_size: int | None = None,
+) -> Float[Tensor, "*models"]:
+    """The variance of the samples' gradients, (1/N) Σ_n |∇ℓ_n(w) − ∇L(w)|²: the noise of a step on one sample.
+
+    It is the trace of their covariance. Where each layer is a known one and runs once, |∇ℓ_n| comes from what enters
+    the layer and the gradient at its output, and no sample's own gradient is formed; else they are formed, as many at a
+    time as fit into 64 MB. A stack gives one value a model, one after the other.
+    Cost: three forward passes. ValueError: as `Objective.of`; the loss `error`; a variance that isn't finite.
+    Jiang et al. 2020.
+    """
+    objective = _objective(network, inputs, labels, loss, chunk_size)
+    found = _joined([variance_of(one) for one in objective.each], objective.network.size)
+    return require_finite(found, "variance of gradients").to(next(iter(objective.network.params.values())).dtype)
 
 
 def _objective(

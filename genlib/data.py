@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 DRY_RUN = {"train": 40, "test": 20}
+EASY_PARITY = 5  # samples a dimension: at 3.3 a flat network with biases fails, at 6.7 it does not
 BLOCK_BYTES = 4 * 2**20  # of gathered inputs; 64 MB leave the cache, which is three times slower for images on a CPU
 
 
@@ -122,6 +124,7 @@ def load(
     seed: int = 0,
     device: torch.device | str | None = None,
     root: str | os.PathLike | None = None,
+    dimension: int | None = None,
 ) -> Dataset:
     """The data set `name` with `train` training and `test` test samples (None: all), on `device` (None: the GPU).
 
@@ -129,18 +132,23 @@ def load(
     mnist1d         generated from `seed`: 4000 × 40 and 1000, or as many as are wanted; see `mnist1d`
     mnist, fashion_mnist, cifar10, cifar100, svhn    images [channels, height, width], each channel standardised by its
                     mean and deviation over the whole training set; files in `root` (None: ~/.cache/genlib/data)
+    parity          generated from `seed`: 100 and 5000 corners of {-1, 1}^`dimension` (30); label 1 where x₁x₂ = 1
     imagenet        `root`/train/<class>/* and `root`/val/<class>/*, never loaded whole: see `Dataset.minibatches`
     `seed` draws which samples are taken, on the CPU, so that every device gets the same; with one seed a smaller
     training set is the beginning of a larger one. In a dry run every set is a few rows, the files' ones made up.
-    An unknown name, more samples than there are, a damaged file: ValueError. A missing file: FileNotFoundError.
+    An unknown name, more samples than there are, a damaged file: ValueError. A missing file: FileNotFoundError. So many
+    samples of a parity that flat networks generalize too: UserWarning.
     """
     if name not in _LOADERS:
         near = difflib.get_close_matches(str(name).lower(), _LOADERS, n=3, cutoff=0.4) or _LOADERS
         raise ValueError(f"name is {name!r}, which is no data set here; did you mean {' or '.join(near)}?")
-    if root is not None and name in ("digits", "mnist1d"):
+    if root is not None and name in ("digits", "mnist1d", "parity"):
         raise ValueError(f"root is {str(root)!r}, but {name} needs no files; leave root out")
+    if dimension is not None and name != "parity":
+        raise ValueError(f"dimension is {dimension}, but {name} has its own; leave dimension out")
     _check_seed(seed)
-    dataset = _LOADERS[name](name, train, test, seed, root)
+    options = {} if dimension is None else {"dimension": dimension}
+    dataset = _LOADERS[name](name, train, test, seed, root, **options)
     return dataset.to(scale.device() if device is None else device)
 
 
@@ -164,13 +172,18 @@ def parity(
     """Uniform inputs in {-1, 1}^dimension, with label 1 where the product of the `relevant` first coordinates is 1.
 
     The other labels are 0. Drawn on the CPU, so every device gets the same; the tensors are on the GPU if there is one.
+    With one seed fewer samples are the beginning of more: `load("parity", …)` gives a test set that is independent.
     """
-    samples, dimension = _rows(samples), _count("dimension", dimension)
+    dimension = _count("dimension", dimension)
     if _count("relevant", relevant) > dimension:
         raise ValueError(f"relevant is {relevant}; of {dimension} coordinates at most {dimension} can decide the label")
-    inputs = 2 * torch.randint(2, (samples, dimension), generator=_generator(seed, "parity")) - 1
-    labels = (1 + inputs[:, :relevant].prod(dim=1)) // 2
-    return inputs.float().to(scale.device()), labels.to(scale.device())
+    inputs, labels = _corners(_rows(samples), dimension, relevant, _generator(seed, "parity"))
+    return inputs.to(scale.device()), labels.to(scale.device())
+
+
+def _corners(samples: int, dimension: int, relevant: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    inputs = 2 * torch.randint(2, (samples, dimension), generator=generator) - 1
+    return inputs.float(), (1 + inputs[:, :relevant].prod(dim=1)) // 2
 
 
 def corrupt_labels(dataset: Dataset, probability: float | int, *, seed: int) -> Dataset:
@@ -280,6 +293,23 @@ def _load_mnist1d(name, train, test, seed, root) -> Dataset:
     return Dataset(*drawn, TEN_DIGITS, name, (f"generated (seed {seed})",))
 
 
+def _load_parity(name, train, test, seed, root, dimension=30) -> Dataset:
+    dimension, drawn = _count("dimension", dimension), []
+    if dimension < 2:
+        raise ValueError(f"dimension is {dimension}; the product of two coordinates needs at least 2")
+    for split, wanted in (("train", 100 if train is None else train), ("test", 5000 if test is None else test)):
+        samples = min(_count(split, wanted), DRY_RUN[split]) if scale.dry_run() else _count(split, wanted)
+        drawn += _corners(samples, dimension, 2, _generator(seed, f"{name} {split}"))
+    if len(drawn[0]) > EASY_PARITY * dimension:
+        warnings.warn(
+            f"dimension is {dimension} for {len(drawn[0])} samples: from so many (80 in 12 dimensions) flat networks "
+            "with biases, as 1-SAM finds them, generalize too and are no counterexample; take a dimension of at least "
+            f"{math.ceil(len(drawn[0]) / EASY_PARITY)}",
+            stacklevel=3,
+        )
+    return Dataset(*drawn, ("-1", "1"), name, (f"generated (seed {seed})",))
+
+
 def _load_images(name, train, test, seed, root) -> Dataset:
     from genlib import _files  # here, for it imports torchvision
 
@@ -309,6 +339,7 @@ TEN_DIGITS = tuple(str(digit) for digit in range(10))
 _LOADERS = {
     "digits": _load_digits,
     "mnist1d": _load_mnist1d,
+    "parity": _load_parity,
     **dict.fromkeys(("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"), _load_images),
     "imagenet": _load_folders,
 }

@@ -12,15 +12,32 @@ from jaxtyping import Float
 from scipy.linalg import solve_triangular
 from torch import Tensor, nn
 
+from genlib._flattest import (
+    flattest_generalizing_network,
+    flattest_memorizing_network,
+    interpolating_network_without_bias,
+    linear,
+    require_distinct,
+    smallest_trace,
+)
+from genlib._normalizations import SimplifiedBatchNorm, SimplifiedLayerNorm
+
 __all__ = [
     "MemorizingNetwork",
+    "SimplifiedBatchNorm",
+    "SimplifiedLayerNorm",
     "build",
     "deep_memorizing_network",
+    "flattest_generalizing_network",
+    "flattest_memorizing_network",
     "inception_v3",
+    "interpolating_network_without_bias",
     "memorizing_network",
     "mlp",
     "small_alexnet",
     "small_inception",
+    "smallest_trace",
+    "two_layer",
     "vgg",
 ]
 
@@ -62,8 +79,7 @@ def mlp(
     if normalization is not None:
         _one_of("normalization", normalization, NORMALIZATIONS)
     _share("dropout", dropout)
-    if not 0 < init_scale < math.inf:
-        raise ValueError(f"init_scale is {init_scale}; it must be positive and finite")
+    _positive(init_scale=init_scale)
     with _drawn_from(seed):
         layers: list[nn.Module] = [nn.Flatten()]
         for fan_in in [inputs, *[width] * (depth - 1)][:depth]:
@@ -75,6 +91,56 @@ def mlp(
                 layers.append(nn.Dropout(dropout))
         layers.append(nn.Linear(width if depth else inputs, classes, bias=bias))
         return _initialized(nn.Sequential(*layers), initialization, init_scale)
+
+
+def two_layer(
+    inputs: int,
+    *,
+    width: int = 500,
+    depth: int = 1,
+    bias: bool = True,
+    normalization: str | None = None,
+    activation: str = "relu",
+    outputs: int = 1,
+    epsilon: float = 0.01,
+    training_inputs: Float[Tensor, "n d"] | None = None,
+    first_layer_scale: float = 1.0,
+    seed: int = 0,
+) -> nn.Sequential:
+    """The networks of Wen, Li & Ma (2023), without a bias at the output: W₂ relu(W₁x + b₁), or W₂ relu(W₁x).
+
+    `normalization` of a = relu(W₁x + b₁), and then W₂: `layer`, a / max(‖a‖₂, ε) with `epsilon`; `batch`,
+    γ_j a_j(x) / ((1/n) Σ_i a_j(x_i)²)^½ over `training_inputs` x_i, which it keeps. `depth` 2 has three layers, with
+    biases in the first alone. `activation` as in `mlp`. `first_layer_scale` multiplies W₁ and b₁: 1/100 where the paper
+    normalizes layers. Weights and biases are torch's default, for the paper names no law. With one output, logits
+    [samples, 1], label 1 is where they are positive and 0 where they are negative.
+    A Sequential: Linear, activation (together the `hidden` of SimplifiedBatchNorm), normalization, Linear.
+    Normalization of more than one hidden layer, training inputs missing or of another size: ValueError.
+    """
+    _at_least(1, inputs=inputs, width=width, depth=depth, outputs=outputs)
+    _one_of("activation", activation, ACTIVATIONS)
+    _positive(epsilon=epsilon, first_layer_scale=first_layer_scale)
+    if normalization is not None:
+        _one_of("normalization", normalization, ("batch", "layer"))
+        if depth > 1:
+            raise ValueError(f"depth is {depth} with normalization {normalization!r}; it is defined for depth 1")
+    if (normalization == "batch") != (training_inputs is not None):
+        raise ValueError("training_inputs belong to normalization 'batch'; give both or neither")
+    with _drawn_from(seed):
+        layers: list[nn.Module] = []
+        for fan_in in [inputs, *[width] * (depth - 1)]:
+            layers += [nn.Linear(fan_in, width, bias=bias and not layers), ACTIVATIONS[activation]()]
+        with torch.no_grad():
+            for parameter in layers[0].parameters():
+                parameter.mul_(first_layer_scale)
+        if normalization == "layer":
+            layers.append(SimplifiedLayerNorm(epsilon))
+        if normalization == "batch":
+            if training_inputs.shape[1] != inputs:
+                raise ValueError(f"training_inputs have {training_inputs.shape[1]} numbers each; inputs is {inputs}")
+            kept = training_inputs.detach().to("cpu", torch.get_default_dtype(), copy=True)
+            layers = [SimplifiedBatchNorm(nn.Sequential(*layers), width, kept)]
+        return nn.Sequential(*layers, nn.Linear(width, outputs, bias=False))
 
 
 def small_inception(
@@ -271,17 +337,17 @@ def deep_memorizing_network(
     for part, (knots, slopes) in enumerate(zip(b.tensor_split(depth), w.tensor_split(depth), strict=True)):
         offsets = torch.cat([b[:1], knots])
         if part == 0:
-            layers.append(_linear(a.expand(len(offsets), -1), -offsets))
+            layers.append(linear(a.expand(len(offsets), -1), -offsets))
             total = torch.cat([none, slopes.T], 1)
         else:
             from_t = w.new_zeros(len(offsets), total.shape[1])
             from_t[:, 0] = 1
             layers.append(
-                _linear(torch.cat([from_t, total, -total]), torch.cat([b[0] - offsets, none[:, 0], none[:, 0]]))
+                linear(torch.cat([from_t, total, -total]), torch.cat([b[0] - offsets, none[:, 0], none[:, 0]]))
             )
             total = torch.cat([none, slopes.T, one, -one], 1)
         layers.append(nn.ReLU())
-    layers.append(_linear(total, none[:, 0]))
+    layers.append(linear(total, none[:, 0]))
     return nn.Sequential(*layers, *([nn.Flatten(0)] if labels.ndim == 1 else []))
 
 
@@ -297,10 +363,7 @@ def _memorizable(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if not values.isfinite().all():
             raise ValueError(f"{name} holds values that are not finite; drop those samples")
     x = x.flatten(1)
-    _, kinds, counts = x.unique(dim=0, return_inverse=True, return_counts=True)
-    if (counts > 1).any():
-        i, j = (kinds == counts.argmax()).nonzero()[:2, 0].tolist()
-        raise ValueError(f"inputs[{i}] and inputs[{j}] are equal; keep one of each set of equal samples")
+    require_distinct(x)
     return x, y
 
 
@@ -308,12 +371,6 @@ def _gaps(z: Tensor) -> Tensor:
     """How far each sorted value lies above the one before it; for the first, the mean of the others."""
     gaps = z.diff()
     return torch.cat([gaps.mean(0, keepdim=True) if len(gaps) else z.new_ones(1), gaps])
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, *weight.T.shape)
-    layer.weight, layer.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
-    return layer
 
 
 class _Side(nn.Module):
@@ -369,6 +426,12 @@ def _at_least(least: int, **sizes: int) -> None:
     for name, size in sizes.items():
         if size < least:
             raise ValueError(f"{name} is {size}; it must be at least {least}")
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be positive and finite")
 
 
 def _share(name: str, value: float) -> None:

@@ -1,6 +1,7 @@
 """A module as a pure function of its parameters, alone or in a stack. All of torch.func and torch.fx is here."""
 
 import copy
+import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +12,15 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from genlib._normalizations import SimplifiedBatchNorm, SimplifiedLayerNorm
+
 __all__ = [
     "ELEMENTWISE",
     "Layer",
     "Network",
     "Params",
+    "aliases",
+    "called",
     "dense_steps",
     "layout",
     "over_models",
@@ -46,6 +51,7 @@ _PIECEWISE_LINEAR = {
 _SMOOTH = {
     *(nn.Tanh, nn.Sigmoid, nn.Softplus, nn.GELU, nn.SiLU, nn.ELU, nn.SELU, nn.Mish, nn.Softmax, nn.LogSoftmax),
     *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.InstanceNorm1d, nn.InstanceNorm2d),
+    *(SimplifiedBatchNorm, SimplifiedLayerNorm),
     *(torch.tanh, torch.sigmoid, F.tanh, F.sigmoid, F.softplus, F.gelu, F.silu, F.softmax, F.layer_norm),
     *(torch.mul, torch.div, operator.mul, operator.truediv, "tanh", "sigmoid", "softmax"),
 }
@@ -120,6 +126,10 @@ class Network:
         lent = self.buffers | params
         return copy.deepcopy(self.module, {id(tensor): lent[name] for name, tensor in originals.items()})
 
+    @functools.cached_property
+    def _names(self) -> dict[str, str]:
+        return aliases(self.module)
+
     @property
     def piecewise_linear(self) -> bool:
         """Whether every operation is known to be linear or piecewise linear in its input."""
@@ -140,11 +150,11 @@ class Network:
         """
         buffers = self.buffers if buffers is None else buffers
         if self.size is None:
-            return functional_call(self.module, (params, buffers), (inputs,))
+            return called(self.module, self._names, params | buffers, inputs)
         if (steps := dense_steps(self.module)) is not None:
             return _dense_stack(steps, params, inputs, inputs_of_each)
         call = vmap(
-            lambda p, b, x: functional_call(self.module, (p, b), (x,)),
+            lambda p, b, x: called(self.module, self._names, p | b, x),
             in_dims=(0, 0, 0 if inputs_of_each else None),
             randomness="different",
         )
@@ -165,6 +175,26 @@ class Network:
             raise ValueError(
                 f"network: the operations {', '.join(unknown)} are unknown; this measure needs to know them"
             )
+
+
+def aliases(module: nn.Module) -> dict[str, str]:
+    """Every name under which a parameter or buffer is to be found, and the one that `named_parameters` gives it."""
+    own = {id(t): name for name, t in [*module.named_parameters(), *module.named_buffers()]}
+    return {
+        f"{prefix}.{name}".lstrip("."): own[id(tensor)]
+        for prefix, part in module.named_modules()
+        for name, tensor in [*part._parameters.items(), *part._buffers.items()]
+        if tensor is not None
+    }
+
+
+def called(module: nn.Module, names: dict[str, str], tensors: Params, inputs: Tensor) -> Tensor:
+    """The module's output with these tensors in place of its own; `names` are its `aliases`.
+
+    Left to itself torch.func also ties the names of a layer that stands there twice, and puts its weights back wrong.
+    """
+    lent = {alias: tensors[name] for alias, name in names.items() if name in tensors}
+    return functional_call(module, lent, (inputs,), tie_weights=False)
 
 
 def require_one_shape(modules: Sequence[nn.Module]) -> None:
@@ -219,9 +249,16 @@ def layout(module: nn.Module, tensors: Params) -> dict[str, tuple[int, ...] | st
     return kinds | {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
+class _Tracer(fx.Tracer):
+    """One that doesn't look into the modules of the table either, besides torch's own."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in _SMOOTH or super().is_leaf_module(m, module_qualified_name)
+
+
 def _trace(module: nn.Module) -> fx.Graph | None:
     try:
-        return fx.Tracer().trace(module)
+        return _Tracer().trace(module)
     except Exception:  # fx raises whatever the module's own forward raises when it is fed proxies
         return None
 

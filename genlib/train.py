@@ -14,11 +14,13 @@ from jaxtyping import Int
 from joblib import Parallel, delayed
 from torch import Tensor, nn
 
+from genlib import scale
 from genlib._checkpoint import Checkpoint, Fate, State
 from genlib._engines import Job, Optimizer, Plan, Single, Stack, Stop, chunk_size, scores
 from genlib._losses import Loss, per_sample_loss
 from genlib.data import Dataset
-from genlib.network import require_one_shape
+from genlib.network import Params, require_one_shape
+from genlib.optimizers import LabelNoise
 from genlib.progress import progress
 
 __all__ = ["Run", "Runs", "Stop", "evaluate", "fit", "fit_many"]
@@ -83,20 +85,23 @@ def fit(
     loss: Loss = "cross_entropy",
     schedule: Callable[[float], float] | None = None,
     augment: Callable[[Tensor], Tensor] | None = None,
+    project: Callable[[Params], None] | None = None,
     track_test: bool = False,
     checkpoint: str | Path | None = None,
     seed: int = 0,
 ) -> Run:
     """Train a copy of `module` and say how it went; the module itself is left as it was.
 
-    `optimizer` is sgd, adam, rmsprop, lbfgs or a function from parameters to a torch optimizer; `momentum` is Adam's
-    β₁. `batch_size` None is the full batch. `loss` is cross_entropy, mse (to one-hot targets) or a function from logits
-    and labels to one loss a sample. `schedule` maps the epoch, a float, to a factor on lr; `augment` a batch of inputs
-    to another. `checkpoint` is a folder: a training that was killed goes on from its last saved epoch, bit for bit, and
-    one that had ended is read from there. Cost a step: 3 forward passes over the batch; a check: 1 over the data.
+    `optimizer` is sgd, adam, rmsprop, lbfgs, one of genlib.optimizers' recipes (SAM, OneSAM, LabelNoise) or a function
+    from parameters to a torch optimizer; `momentum` is Adam's β₁. `batch_size` None is the full batch. `loss` is
+    cross_entropy, mse (to one-hot targets) or a function from logits and labels to one loss a sample. `schedule` maps
+    the epoch, a float, to a factor on lr; `augment` a batch of inputs to another; `project`, called after each step,
+    brings the parameters, a dict of tensors with a leading axis of models, back into a set, in place. `checkpoint` is a
+    folder: a training that was killed goes on from its last saved epoch, bit for bit, and one that had ended is read
+    from there. Cost a step: 3 forward passes over the batch; a check: 1 over the data.
     Raises FloatingPointError, with the step, when the loss is no longer finite.
     """
-    plan = Plan(optimizer, momentum, batch_size, loss, schedule, augment, track_test, checkpoint)
+    plan = Plan(optimizer, momentum, batch_size, loss, schedule, augment, project, track_test, checkpoint)
     run = _train([Job(module, dataset, lr, weight_decay, stop, seed)], plan, Single)[0]
     if run.diverged_at is not None:
         raise FloatingPointError(f"the loss is not finite at step {run.diverged_at}; lower lr ({lr}) or check the data")
@@ -116,6 +121,7 @@ def fit_many(
     loss: Loss = "cross_entropy",
     schedule: Callable[[float], float] | None = None,
     augment: Callable[[Tensor], Tensor] | None = None,
+    project: Callable[[Params], None] | None = None,
     track_test: bool = False,
     checkpoint: str | Path | None = None,
     seed: int | Sequence[int] | None = None,
@@ -132,12 +138,12 @@ def fit_many(
     """
     modules = list(modules)
     require_one_shape(modules)
-    plan = Plan(optimizer, momentum, batch_size, loss, schedule, augment, track_test, checkpoint)
+    plan = Plan(optimizer, momentum, batch_size, loss, schedule, augment, project, track_test, checkpoint)
     columns = {"datasets": datasets, "lr": lr, "weight_decay": weight_decay, "stop": stop, "seed": seed}
     columns["seed"] = range(len(modules)) if seed is None else seed
     rows = zip(modules, *(_one_each(len(modules), *column) for column in columns.items()), strict=True)
     jobs = [Job(*row) for row in rows]
-    must_loop = callable(optimizer) or optimizer == "lbfgs" or any(job.streamed for job in jobs)
+    must_loop = plan.one_by_one or any(job.streamed for job in jobs)
     if stacked and must_loop:
         raise ValueError("stacked is True, but L-BFGS, optimizers of your own and streamed data train one by one")
     loop = must_loop or stacked is False or (stacked is None and _loop_is_faster(jobs[0]))
@@ -169,6 +175,10 @@ def evaluate(
 def _train(jobs: Sequence[Job], plan: Plan, engine_type: type[Single] | type[Stack]) -> list[Run]:
     """The one training loop: each network trains until its targets, its cap, or a loss that isn't finite."""
     device, samples = jobs[0].dataset.device, len(jobs[0].dataset)
+    if plan.batch_size is not None and plan.batch_size > samples and not scale.dry_run():
+        raise ValueError(
+            f"batch_size is {plan.batch_size}, but dataset has {samples} training samples; None is the full batch"
+        )
     steps_an_epoch = math.ceil(samples / (plan.batch_size or samples))
     caps = [job.last_step(steps_an_epoch) for job in jobs]
     if len({job.stop.every for job in jobs}) > 1:
@@ -180,12 +190,14 @@ def _train(jobs: Sequence[Job], plan: Plan, engine_type: type[Single] | type[Sta
         state = State(engine_type(jobs, plan), [Fate() for _ in jobs], [_generator(job) for job in jobs])
         checkpoint.load(state)
         next_cap = min((caps[i] for i in state.active), default=0)
+        state.engine.train(True)
         while state.active:
             orders = None
             if plan.batch_size is not None or jobs[0].streamed:
                 orders = [torch.randperm(samples, generator=state.generators[i], device=device) for i in state.active]
-            state.engine.train(True)
             for inputs, labels in state.engine.minibatches(orders):
+                if isinstance(plan.recipe, LabelNoise):
+                    labels = _noisy(plan.recipe, labels, jobs[0].dataset, [state.generators[i] for i in state.active])
                 factor = 1.0 if plan.schedule is None else plan.schedule(state.step / steps_an_epoch)
                 state.recent.append(state.engine.step(inputs, labels, factor))
                 state.step += 1
@@ -244,6 +256,16 @@ def _one_each(count: int, name: str, value) -> list:
     if len(values) != count:
         raise ValueError(f"{name} holds {len(values)} values for {count} modules; give one for all or one a module")
     return values
+
+
+def _noisy(recipe: LabelNoise, labels: Tensor, dataset: Dataset, generators: list[torch.Generator]) -> Tensor:
+    """Labels drawn anew, [n], or [models, n] with each network's own generator."""
+    rows = labels.view(len(generators), -1)
+    drawn = [
+        recipe.noisy(row, len(dataset.classes), generator=generator)
+        for row, generator in zip(rows, generators, strict=True)
+    ]
+    return torch.stack(drawn).view_as(labels)
 
 
 def _loop_is_faster(job: Job) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from genlib import curvature, landscape, margins, norms, pac_bayes, sensitivity, sharpness
+from genlib import curvature, landscape, margins, norms, optimizers, pac_bayes, sensitivity, sharpness
 from genlib.measures import CATALOGUE, evaluate
 from genlib.network import Network
 
@@ -81,12 +81,14 @@ def kernels(draws=8, steps=3):
             n, x, y, radius=0.1, ball="adaptive", steps=steps, restarts=2
         ),
         "keskar_sharpness": lambda n, s, x, y: sharpness.keskar_sharpness(n, x, y, radius=1e-3, steps=steps),
+        "largest_radius": lambda n, s, x, y: sharpness.largest_radius(n, x, y, steps=steps),
         "sam_sharpness": lambda n, s, x, y: sharpness.sam_sharpness(n, x, y, radius=0.05),
         "pac_bayes_bound": lambda n, s, x, y: pac_bayes.pac_bayes_bound(n, x, y, initial=s, std=0.01, draws=draws),
         "sharpness_kl": lambda n, s, x, y: pac_bayes.sharpness_kl(n, x, y, scales=[0.01, 0.1], draws=draws),
         "largest_sigma": lambda n, s, x, y: pac_bayes.largest_sigma(n, x, y),
         "trace": lambda n, s, x, y: curvature.trace(n, x, y),
         "trace by vectors": lambda n, s, x, y: curvature.trace(n, x, y, method="hutch++", vectors=6),
+        "gradient_variance": lambda n, s, x, y: curvature.gradient_variance(n, x, y),
         "hessian_vector_product": lambda n, s, x, y: curvature.hessian_vector_product(n, x, y)(
             {name: p.detach() for name, p in s.named_parameters()}
         ),
@@ -96,6 +98,10 @@ def kernels(draws=8, steps=3):
         "gauss_newton_eigenvalues": lambda n, s, x, y: curvature.gauss_newton_eigenvalues(n, x, y),
         "spectral_density": lambda n, s, x, y: curvature.spectral_density(n, x, y, steps=4, draws=2),
         "log_basin_volume": lambda n, s, x, y: curvature.log_basin_volume(n, x, y, 3),
+        "one_sam_gradient": lambda n, s, x, y: optimizers.one_sam_gradient(n, x, y, 0.05),
+        "one_sam_gradient per sample": lambda n, s, x, y: optimizers.one_sam_gradient(
+            n, x, y, 0.05, method="per sample"
+        ),
         "line": lambda n, s, x, y: landscape.line(n, s, x, y, points=draws),
         "plane": lambda n, s, x, y: landscape.plane(n, s, doubled(n), x, y, points=steps),
         "surface": lambda n, s, x, y: landscape.surface(n, x, y, points=steps),

@@ -27,10 +27,19 @@ from genlib.estimates import Density
 from genlib.network import Network
 from genlib.sharpness import Objective
 
-MEANS = {
-    "cross_entropy": F.cross_entropy,
-    "mse": lambda logits, labels: (logits - F.one_hot(labels, logits.shape[1])).square().mean(),
-}
+
+def cross_entropy(logits, labels):
+    if logits.shape[1] > 1:
+        return F.cross_entropy(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits))
+
+
+def mse(logits, labels):
+    targets = F.one_hot(labels, logits.shape[1]) if logits.shape[1] > 1 else torch.where(labels == 1, 1, -1)[:, None]
+    return (logits - targets).square().mean()
+
+
+MEANS = {"cross_entropy": cross_entropy, "mse": mse}
 
 
 class Residual(nn.Module):
@@ -128,6 +137,7 @@ def made(build, shape, seed=0, samples=7, classes=3):
 
 PIECEWISE_LINEAR = {
     "dense": lambda seed=0: made(lambda: models.mlp(5, 4, width=6, depth=2, seed=seed), (5,), seed, classes=4),
+    "one output": lambda seed=0: made(lambda: models.mlp(5, 1, width=6, depth=2, seed=seed), (5,), seed, classes=2),
     "average pool": lambda seed=0: made(lambda: Residual(nn.AvgPool2d(2)), (2, 8, 8), seed),
     "max pool": lambda seed=0: made(lambda: Residual(nn.MaxPool2d(2)), (2, 8, 8), seed),
     "positions": lambda seed=0: made(Positions, (6, 3), seed, classes=4),
@@ -173,6 +183,16 @@ def test_the_exact_trace_is_that_of_the_full_hessian(name, loss):
     torch.testing.assert_close(found.by_layer, by_layer(expected))
     assert found.standard_error == 0
     assert torch.equal(found.value, trace(*case, loss=loss).value)
+
+
+@pytest.mark.parametrize("loss", MEANS)
+def test_a_stack_of_one_output_has_each_networks_exact_trace(loss):
+    built = [PIECEWISE_LINEAR["one output"](seed) for seed in range(3)]
+    modules, (_, inputs, labels) = [module for module, _, _ in built], built[0]
+    found = trace(Network.stack(modules), inputs, labels, loss=loss, method="exact", cotangents=2, chunk_size=3)
+    expected = torch.stack([sum(blocks(module, inputs, labels, loss).values()) for module in modules])
+    torch.testing.assert_close(found.value, expected)
+    assert (found.standard_error == 0).all() and found.passes == 2
 
 
 def test_gram_matrices_and_products_agree():
@@ -394,7 +414,9 @@ def test_statistics_of_the_batch_at_hand_are_refused():
 
 # ---------------------------------------------------------------------------------------------------------- products
 
-TWINS = {name: {**PIECEWISE_LINEAR, **SMOOTH}[name] for name in ("dense", "max pool", "tanh", "shared weight")}
+TWINS = {
+    name: {**PIECEWISE_LINEAR, **SMOOTH}[name] for name in ("dense", "one output", "max pool", "tanh", "shared weight")
+}
 
 
 def full(module, inputs, labels, loss="cross_entropy"):
@@ -411,8 +433,11 @@ def gauss_newton(module, inputs, labels, loss="cross_entropy"):
     params = {name: p.detach() for name, p in module.named_parameters()}
     jacobians = jacrev(lambda p: functional_call(module, p, (inputs,)))(params)
     j = torch.cat([part.flatten(2) for part in jacobians.values()], 2)
-    p = module(inputs).detach().softmax(1)
-    if loss == "mse":
+    logits = module(inputs).detach()
+    p = logits.softmax(1)
+    if logits.shape[1] == 1 and loss == "cross_entropy":
+        inner = (logits.sigmoid() * (1 - logits.sigmoid())).unsqueeze(2)
+    elif loss == "mse":
         inner = torch.eye(p.shape[1], dtype=p.dtype).expand(len(p), -1, -1) * 2 / p.shape[1]
     else:
         inner = torch.diag_embed(p) - p[:, :, None] * p[:, None]
@@ -714,7 +739,7 @@ def test_gauss_newton_eigenvalues_of_unknown_layers_are_refused(name):
 
 def test_too_many_rows_for_all_eigenvalues_are_refused(monkeypatch):
     monkeypatch.setattr(curvature, "_GRAM_LIMIT", 27)
-    with pytest.raises(ValueError, match=r"^inputs has 7 samples, of 4 classes.*top_eigenvalues"):
+    with pytest.raises(ValueError, match=r"^inputs has 7 samples, of 4 outputs.*top_eigenvalues"):
         gauss_newton_eigenvalues(*PIECEWISE_LINEAR["dense"]())
 
 

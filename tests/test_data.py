@@ -210,6 +210,23 @@ def test_parity_draws_every_sign_alike():
     assert abs(labels.double().mean() - 0.5) < 2 / 20_000**0.5 * 1.2
 
 
+def test_a_set_of_parity_has_a_test_set_of_its_own():
+    loaded = load("parity", seed=3)
+    assert (len(loaded), len(loaded.test_labels), loaded.input_shape, loaded.classes) == (100, 5000, (30,), ("-1", "1"))
+    for inputs, labels in ((loaded.inputs, loaded.labels), (loaded.test_inputs, loaded.test_labels)):
+        assert (inputs.abs() == 1).all() and torch.equal(2 * labels - 1, (inputs[:, 0] * inputs[:, 1]).long())
+    assert not (loaded.test_inputs[:100] == loaded.inputs).all(1).any()
+    assert torch.equal(load("parity", train=7, test=5, seed=3).inputs, loaded.inputs[:7])
+    assert load("parity", train=9, test=5, dimension=4, seed=3).input_shape == (4,)
+    assert not torch.equal(load("parity", seed=4).inputs, loaded.inputs)
+
+
+def test_a_parity_that_is_no_counterexample_warns():
+    with pytest.warns(UserWarning, match=r"^dimension is 12 for 80 samples: .* take a dimension of at least 16$"):
+        load("parity", train=80, dimension=12)
+    load("parity", train=80, dimension=16)
+
+
 def test_parity_of_more_coordinates_than_there_are_is_refused():
     with pytest.raises(ValueError, match="relevant is 4; of 3 coordinates"):
         parity(5, dimension=3, relevant=4, seed=0)
@@ -387,6 +404,9 @@ def test_other_sizes_that_cannot_be_are_refused(unchecked):
         (lambda: attack_set(whole, 0, seed=0), "size is 0; give a whole number"),
         (lambda: mnist1d(0, seed=0), "samples is 0"),
         (lambda: parity(5, dimension=0, seed=0), "dimension is 0"),
+        (lambda: load("parity", dimension=1), "dimension is 1; the product of two"),
+        (lambda: load("digits", dimension=8), "dimension is 8, but digits has its own"),
+        (lambda: load("parity", root="/somewhere"), "but parity needs no files"),
         (lambda: next(whole.minibatches(torch.arange(3), 0)), "batch_size is 0"),
         (lambda: center_crop(whole, 5), r"size is 5, but noise has inputs of shape \(3, 4, 4\)"),
         (lambda: center_crop(load("digits"), 5), r"size is 5, but digits has inputs of shape \(64,\)"),
@@ -397,7 +417,7 @@ def test_other_sizes_that_cannot_be_are_refused(unchecked):
 
 def test_nothing_draws_from_the_global_generators(dry_run):
     before, state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    for name in ("digits", "mnist1d", "cifar10", "imagenet"):
+    for name in ("digits", "mnist1d", "parity", "cifar10", "imagenet"):
         loaded = load(name)
         list(loaded.minibatches(torch.arange(10), 4))
         corrupt_labels(attack_set(loaded.subset(20, seed=0), 5, seed=0), 0.5, seed=0)
@@ -589,7 +609,7 @@ def test_image_sets_are_drawn_by_the_seed(dry_run):
 
 
 def test_a_dry_run_gives_what_there_is(dry_run):
-    for name in ("digits", "mnist1d", *IMAGE_SETS, "imagenet"):
+    for name in ("digits", "mnist1d", "parity", *IMAGE_SETS, "imagenet"):
         loaded = load(name, train=10_000, test=10_000)
         assert (len(loaded), len(loaded.test_labels)) == (40, 20)
         assert len(attack_set(loaded, 500, seed=0)) == 40 and len(loaded.subset(500, seed=0)) == 40

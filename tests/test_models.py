@@ -8,9 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.func import functional_call, jacrev
 
 from genlib import models
+from genlib.curvature import hessian_vector_product, trace
 from genlib.models import build, deep_memorizing_network, inception_v3, memorizing_network, mlp
+from genlib.network import Network
+from genlib.sensitivity import transitions
 
 
 def parameters(network):
@@ -125,6 +129,7 @@ def test_init_scale_multiplies_weights_alone():
     "make",
     [
         lambda seed: mlp(5, 2, width=4, initialization="xavier", seed=seed),
+        lambda seed: models.two_layer(5, width=4, normalization="batch", training_inputs=torch.eye(5), seed=seed),
         lambda seed: models.small_inception(seed=seed),
         lambda seed: models.small_alexnet(input_shape=(1, 8, 8), seed=seed),
         lambda seed: models.vgg(input_shape=(1, 32, 32), seed=seed),
@@ -141,6 +146,131 @@ def test_a_seed_fixes_the_weights_and_the_global_state_stays(make):
     state, same = first.state_dict(), again.state_dict()
     assert all(torch.equal(state[name], same[name]) for name in state)
     assert not all(torch.equal(state[name], value) for name, value in other.state_dict().items())
+
+
+# The two-layer networks
+
+
+def cube(samples=9, dimension=5, seed=1):
+    return 2.0 * torch.randint(2, (samples, dimension), generator=torch.Generator().manual_seed(seed)).double() - 1
+
+
+TWO_LAYER = {
+    "no bias": {"bias": False},
+    "bias": {},
+    "softplus": {"activation": "softplus"},
+    "three layers": {"depth": 2},
+    "layer": {"normalization": "layer"},
+    "batch": {"normalization": "batch", "training_inputs": cube()},
+    "batch, no bias": {"normalization": "batch", "training_inputs": cube(), "bias": False},
+}
+
+
+def by_definition(kind, parts, x):
+    """Outputs by the formulas of the paper."""
+    a = F.linear(x, *parts[: 1 if "no bias" in kind else 2])
+    a = F.softplus(a) if kind == "softplus" else F.relu(a)
+    if kind == "three layers":
+        a = F.relu(a @ parts[2].T)
+    if kind == "layer":
+        a = torch.stack([row / max(row.norm().item(), 0.01) for row in a])
+    return a @ parts[-1].T
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TWO_LAYER if "batch" not in kind])
+def test_two_layer_networks_are_what_they_say(kind):
+    network = models.two_layer(5, width=7, seed=2, **TWO_LAYER[kind]).double()
+    biases, square = 0 if kind == "no bias" else 7, 49 if kind == "three layers" else 0
+    assert parameters(network) == 5 * 7 + biases + square + 7
+    with torch.no_grad():
+        torch.testing.assert_close(network(cube()), by_definition(kind, list(network.parameters()), cube()))
+    three = models.two_layer(5, width=7, outputs=3, seed=2, **TWO_LAYER[kind])
+    assert three.double()(cube()).shape == (9, 3)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_simplified_batch_norm_is_its_definition_and_gradients_flow_through_the_scale(bias):
+    training, x = cube(), cube(4, seed=2)
+    network = models.two_layer(5, width=7, bias=bias, normalization="batch", training_inputs=training).double()
+    assert parameters(network) == 5 * 7 + 7 * bias + 7 + 7
+    weights = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
+    w1, b1 = weights["0.hidden.0.weight"], weights.get("0.hidden.0.bias", torch.zeros(7, dtype=torch.float64))
+    scale = torch.stack([sum(F.relu(w @ row + b) ** 2 for row in training) / 9 for w, b in zip(w1, b1, strict=True)])
+    f = (weights["0.weight"] * F.relu(x @ w1.T + b1) / scale.sqrt()) @ weights["1.weight"].T
+    torch.testing.assert_close(network(x), f)
+    expected = torch.autograd.grad(f.square().sum(), list(weights.values()))
+    for found, by_hand in zip(
+        torch.autograd.grad(network(x).square().sum(), network.parameters()), expected, strict=True
+    ):
+        torch.testing.assert_close(found, by_hand)
+    assert torch.equal(network[0].training_inputs, training)
+    assert "0.training_inputs" in network.state_dict()
+
+
+@pytest.mark.parametrize("kind", ["layer", "batch"])
+def test_the_scale_of_the_first_layer_does_not_matter_to_a_normalized_network(kind):
+    plain, scaled = (
+        models.two_layer(5, width=7, first_layer_scale=scale, seed=3, **TWO_LAYER[kind]).double()
+        for scale in (1.0, 0.2)
+    )
+    first = plain[0].hidden[0] if kind == "batch" else plain[0]
+    assert first.weight.abs().max() <= 5**-0.5
+    torch.testing.assert_close(
+        (scaled[0].hidden[0] if kind == "batch" else scaled[0]).weight, 0.2 * first.weight, rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(plain(cube()), scaled(cube()), rtol=1e-5, atol=1e-6)
+    gradients = torch.autograd.grad(plain(cube()).sum(), first.parameters())
+    along = sum((g * p).sum() for g, p in zip(gradients, first.parameters(), strict=True))
+    assert along.abs() < 1e-12 and gradients[0].norm() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["layer", "batch"])
+def test_silent_units_and_samples_leave_values_and_derivatives_finite(kind):
+    network = models.two_layer(5, width=7, **TWO_LAYER[kind]).double()
+    first = network[0].hidden[0] if kind == "batch" else network[0]
+    with torch.no_grad():
+        first.weight[0], first.bias[0] = 0, -1  # a unit that never fires
+        first.weight[1], first.bias[1] = torch.tensor([3.0, 0, 0, 0, 0]), -3.5  # one beyond the cube
+        first.weight[2:], first.bias[2:] = 0.1 * first.weight[2:], -0.6  # no unit fires at most samples
+    x = torch.cat([cube(), torch.tensor([[2.0, 0, 0, 0, 0]], dtype=torch.float64)])
+    labels = (torch.arange(10) % 2).long()
+    assert network(x).isfinite().all()
+    if kind == "batch":
+        assert (network[0](x)[:, :2] == 0).all()
+    else:
+        assert (network(x)[:9] == 0).any() and (network(x)[9] != 0).all()
+    v = {name: torch.ones_like(p) for name, p in network.named_parameters()}
+    for loss in ("mse", "cross_entropy"):
+        product = hessian_vector_product(network, x, labels, loss=loss)(v)
+        assert all(part.isfinite().all() for part in product.values())
+
+
+def full_trace(network, inputs, targets):
+    """tr ∇² of the mean squared error, by all second derivatives."""
+    params = {name: p.detach() for name, p in network.named_parameters()}
+    second = jacrev(jacrev(lambda p: (functional_call(network, p, (inputs,))[:, 0] - targets).square().mean()))(params)
+    return sum(second[name][name].reshape(p.numel(), -1).trace() for name, p in params.items())
+
+
+@pytest.mark.parametrize("kind", ["layer", "batch"])
+def test_kernels_know_the_simplified_normalizations_as_smooth(kind):
+    networks = [models.two_layer(5, width=3, seed=seed, **TWO_LAYER[kind]).double() for seed in range(2)]
+    x, labels = cube(), torch.arange(9) % 2
+    graph = Network.of(networks[0])
+    assert [layer.kind for layer in graph.layers].count("smooth") == 1 and not graph.piecewise_linear
+    graph.require_known()
+    for refused in (
+        lambda: trace(networks[0], x, labels, method="exact"),
+        lambda: transitions(networks[0], x),
+    ):
+        with pytest.raises(ValueError, match=r"^network: \d is not piecewise linear"):
+            refused()
+    stack = Network.stack(networks)
+    both = torch.stack([network(x) for network in networks])
+    torch.testing.assert_close(stack.apply(stack.params, x), both.detach())
+    vectors = 3 * parameters(networks[0])
+    found = trace(stack, x, labels, loss="mse", vectors=vectors)
+    torch.testing.assert_close(found.value, torch.stack([full_trace(n, x, 2.0 * labels - 1) for n in networks]))
 
 
 def test_memorizing_network_fits_the_digits_and_random_labels(digits):
@@ -218,6 +348,19 @@ def test_deep_memorizing_network_with_several_outputs(digits):
         (lambda: mlp(4, 2, dropout=1.0), "dropout is 1.0"),
         (lambda: mlp(4, 2, init_scale=0.0), "init_scale is 0.0"),
         (lambda: mlp(4, 2, seed=-1), "seed is -1"),
+        (lambda: models.two_layer(4, outputs=0), "outputs is 0"),
+        (lambda: models.two_layer(4, depth=0), "depth is 0"),
+        (lambda: models.two_layer(4, activation="sofplus"), "activation 'sofplus' is unknown; nearest: softplus"),
+        (lambda: models.two_layer(4, normalization="lyer"), "normalization 'lyer' is unknown; nearest: layer"),
+        (lambda: models.two_layer(4, normalization="layer", depth=2), "depth is 2 with normalization 'layer'"),
+        (lambda: models.two_layer(4, normalization="layer", epsilon=0.0), "epsilon is 0.0"),
+        (lambda: models.two_layer(4, first_layer_scale=0.0), "first_layer_scale is 0.0"),
+        (lambda: models.two_layer(5, normalization="batch"), "training_inputs belong to normalization 'batch'"),
+        (lambda: models.two_layer(5, training_inputs=cube()), "training_inputs belong to normalization 'batch'"),
+        (
+            lambda: models.two_layer(4, normalization="batch", training_inputs=cube()),
+            "training_inputs have 5 numbers each; inputs is 4",
+        ),
         (lambda: models._whole(0.5), "seed is 0.5"),
         (lambda: models.small_inception(0), "classes is 0"),
         (lambda: models.vgg(input_shape=(3, 28, 28)), "at least 32 pixels a side"),

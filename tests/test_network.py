@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from cases import Residual, Untraceable, unchanged
@@ -108,6 +110,21 @@ def test_a_stack_runs_a_layer_as_often_as_it_stands_there():
     stack = Network.stack(modules)
     expected = torch.stack([module(x) for module in modules])
     torch.testing.assert_close(stack.apply(stack.params, x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_that_stands_there_twice_and_a_weight_of_two_layers_are_put_back():
+    layer, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    other.weight = layer.weight
+    module, x = nn.Sequential(layer, nn.Tanh(), layer, other), torch.randn(5, 4)
+    network, before, weight = Network.of(module), module(x), layer.weight
+    doubled = network.apply({name: 2 * w for name, w in network.params.items()}, x)
+    assert layer.weight is weight and other.weight is weight
+    assert torch.equal(module(x), before)
+    twin = copy.deepcopy(module)
+    with torch.no_grad():
+        for w in twin.parameters():
+            w.mul_(2)
+    torch.testing.assert_close(doubled, twin(x))
 
 
 def test_a_stack_runs_what_only_looks_dense_as_it_is():

@@ -107,7 +107,7 @@ def test_loop_stack_and_processes_agree(digits):
 def test_a_stack_in_parts_keeps_its_order_and_every_network(digits, workers):
     stops = [Stop(steps=steps, every=1) for steps in (3, 1, 4, 2, 5)]
     nets = [models.mlp(64, 10, width=6, seed=s) for s in range(5)]
-    with joblib.parallel_config(backend="threading"):
+    with joblib.parallel_config(backend="sequential"):
         runs = fit_many(nets, digits, lr=0.1, batch_size=32, stop=stops, stacked=True, workers=workers)
     assert [run.steps for run in runs] == [3, 1, 4, 2, 5]
     assert all(distance(run.initial, net) == 0 for run, net in zip(runs, nets, strict=True))

@@ -15,6 +15,7 @@ import curvature
 import measures
 import memory
 import norms
+import optimizers
 import pac_bayes
 import pandas as pd
 import ranking
@@ -26,7 +27,7 @@ import training
 RECORD = Path(__file__).with_name("record.json")
 SUBJECTS = {
     module.__name__: module
-    for module in (training, norms, sharpness, pac_bayes, curvature, sensitivity, measures, ranking)
+    for module in (training, optimizers, norms, sharpness, pac_bayes, curvature, sensitivity, measures, ranking)
 }
 
 
