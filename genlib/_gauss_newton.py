@@ -15,7 +15,7 @@ from genlib._weights import BATCH_NORM, CONVOLUTIONS, TRANSPOSED
 from genlib.estimates import Estimate
 from genlib.network import Network
 
-__all__ = ["exact_trace", "gram_matrix", "obstacle", "unknown_gradients"]
+__all__ = ["exact_trace", "gram_matrix", "obstacle", "squared_gradients", "unknown_gradients", "with_records"]
 
 _LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, BATCH_NORM, nn.PReLU)
 
@@ -68,13 +68,13 @@ def exact_trace(
     count, drawn = min(count, outputs), count < outputs
     if chunk_size is None:  # every sample passes backwards once a cotangent
         objective = replace(objective, chunk_size=max(1, objective.chunk_size // count))
-    module, met = _with_records(objective.network)
+    module, met = with_records(objective.network)
     by_layer: dict[str, Tensor] = {}
     variance = objective.inputs.new_zeros((), dtype=next(iter(objective.network.params.values())).dtype)
     for inputs, _ in objective.batches:
         total = 0.0
         for name, layer, x, delta in _backward(module, met, inputs, loss, count if drawn else None, generator):
-            squares = _squares(layer, x, delta)
+            squares = squared_gradients(layer, x, delta)
             by_layer[name] = by_layer.get(name, 0.0) + squares.sum() / objective.samples
             total = total + squares
         if drawn:
@@ -83,7 +83,7 @@ def exact_trace(
     return Estimate(sum(by_layer.values()), variance.sqrt(), 1.0 + count * (1 + weighing), by_layer)
 
 
-def _with_records(network: Network) -> tuple[nn.Module, list[tuple[str, nn.Module, Tensor, Tensor]]]:
+def with_records(network: Network) -> tuple[nn.Module, list[tuple[str, nn.Module, Tensor, Tensor]]]:
     """A copy that shares every tensor, and the list where it writes each layer with its input and output as it runs."""
     module = network.shared_copy(requires_grad=True)
     met: list[tuple[str, nn.Module, Tensor, Tensor]] = []
@@ -109,7 +109,7 @@ def _backward(
     drawn: int | None = None,
     generator: torch.Generator | None = None,
 ) -> list[tuple[str, nn.Module, Tensor, Tensor]]:
-    """Each layer with its input and the cotangents at its output, [cotangents, n, …]; both from `_with_records`."""
+    """Each layer with its input and the cotangents at its output, [cotangents, n, …]; both from `with_records`."""
     met.clear()
     with torch.enable_grad():
         logits = module(inputs)
@@ -142,7 +142,7 @@ def _factor(
     return roots - p * roots.sum(-1, keepdim=True)
 
 
-def _squares(
+def squared_gradients(
     layer: nn.Module, x: Float[Tensor, "n ..."], delta: Float[Tensor, "cotangents n ..."]
 ) -> Float[Tensor, "cotangents n"]:
     """|∂(δ·layer(x))/∂(weight, bias)|² of each sample, δ being the gradient at the layer's output."""
@@ -231,7 +231,7 @@ def gram_matrix(objective: Objective, loss: str) -> Float[Tensor, "rows rows"]:
     )
     inputs = objective.inputs.double() if objective.inputs.is_floating_point() else objective.inputs
     n, outputs = objective.samples, objective.outputs
-    module, met = _with_records(network)
+    module, met = with_records(network)
     chunks = inputs.split(max(1, objective.chunk_size // outputs))
     found = [_backward(module, met, chunk, loss) for chunk in chunks]
     gram = inputs.new_zeros((outputs, n, outputs, n), dtype=torch.float64)

@@ -14,9 +14,10 @@ from genlib._precision import full_precision
 from genlib.estimates import Estimate
 from genlib.network import Network
 
-__all__ = ["SigmaSearch", "largest_sigma"]
+__all__ = ["SLOPES", "Found", "SigmaSearch", "largest_sigma", "search"]
 
 _STEPS = 15
+SLOPES = {"error": 3.0, "loss": 2.0}  # d ln rise / d ln σ until two steps tell: the loss rises with σ², errors later
 _FAR = 64.0  # ratios beyond tell a step of the search no more than this
 _NARROW = 1e-3  # relative width at which a bracket is an answer
 
@@ -79,15 +80,16 @@ def largest_sigma(
     def rise(sigma: Tensor, draws: int) -> tuple[Tensor, Tensor, Tensor]:
         return mean_of_pairs((losses(sigma, draws) - at_rest) / increase)
 
-    near = _search(lambda sigma: rise(sigma, 2), first.clamp(*limits), limits, 0.5, torch.full_like(first, 2.0))
-    found = _search(lambda sigma: rise(sigma, draws), near.sigma, limits, tolerance, near.slope)
+    slope = torch.full_like(first, SLOPES[of])
+    near = search(lambda sigma: rise(sigma, 2), first.clamp(*limits), limits, 0.25, slope)
+    found = search(lambda sigma: rise(sigma, draws), near.ahead().clamp(*limits), limits, tolerance, near.slope)
     slope, passes = found.slope, 1.0 + 2 * near.steps + draws * found.steps
-    if not found.measured.all():  # the error hangs on the slope: a pair on either side gives it
+    measured = near.measured | found.measured
+    if not measured.all():  # the error hangs on the slope: a pair on either side gives it
         left, right = (rise(found.sigma * factor, 2)[0].clamp(1 / _FAR, _FAR).log() for factor in (2**-0.5, 2**0.5))
-        slope = torch.where(found.measured, slope, ((right - left) / math.log(2)).clamp(0.5, 20))
+        slope = torch.where(measured, slope, ((right - left) / math.log(2)).clamp(0.5, 20))
         passes += 4
-    ratio = found.ratio.clamp(1 / _FAR, _FAR)
-    value = (found.sigma * ratio ** (-1 / slope)).clamp(found.low, found.high)
+    value, ratio = found.ahead(slope), found.ratio.clamp(1 / _FAR, _FAR)
     return SigmaSearch(
         value=torch.where(found.converged, value, found.sigma),
         standard_error=torch.where(found.converged, value * found.error / (ratio * slope), torch.inf),
@@ -100,7 +102,9 @@ def largest_sigma(
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
+    """Where a search ended: σ, the ratio there with its error, the slope of ln ratio in ln σ, if it was measured."""
+
     sigma: Tensor
     ratio: Tensor
     error: Tensor
@@ -112,14 +116,19 @@ class _Found:
     not_finite: Tensor
     steps: int
 
+    def ahead(self, slope: Tensor | None = None) -> Tensor:
+        """Where the last secant meets a ratio of 1, between the bounds."""
+        ratio = self.ratio.clamp(1 / _FAR, _FAR)
+        return (self.sigma * ratio ** (-1 / (self.slope if slope is None else slope))).clamp(self.low, self.high)
 
-def _search(
+
+def search(
     rise: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
     sigma: Float[Tensor, "..."],
     limits: tuple[float, float],
     tolerance: float,
     slope: Float[Tensor, "..."],
-) -> _Found:
+) -> Found:
     """Where the rise, as a ratio to what was asked for, is 1: safeguarded secants in ln σ and ln ratio."""
     low, high = torch.zeros_like(sigma), torch.full_like(sigma, torch.inf)
     done, not_finite = torch.zeros_like(sigma, dtype=torch.bool), torch.zeros_like(sigma, dtype=torch.long)
@@ -142,4 +151,4 @@ def _search(
         ahead = sigma * (-level / slope).clamp(-math.log(8), math.log(8)).exp()
         halve = both if step % 3 == 0 else both & ((ahead <= low) | (ahead >= high))
         sigma = torch.where(done, sigma, torch.where(halve, (low * high).sqrt(), ahead).clamp(*limits))
-    return _Found(sigma, ratio, error, slope, measured, low, high, close | both, not_finite, step)
+    return Found(sigma, ratio, error, slope, measured, low, high, close | both, not_finite, step)

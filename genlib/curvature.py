@@ -217,9 +217,8 @@ def frobenius_norm(
     _require_vectors(vectors)
     objective = _objective(network, inputs, labels, loss, chunk_size)
     generator = seeded_generator(generator, objective.inputs.device)
-    pairs = [known] * (objective.network.size or 1)
-    if known is not None and objective.network.size is not None:
-        pairs = [replace(known, values=v, vectors=q) for v, q in zip(known.values, known.vectors, strict=True)]
+    size = objective.network.size
+    pairs = [known] if size is None else [known and _of_model(known, i) for i in range(size)]
     found = [
         _sketches.frobenius_norm(hessian(one), vectors, generator, pair)
         for one, pair in zip(objective.each, pairs, strict=True)
@@ -399,6 +398,11 @@ def _require_tolerance(tolerance: float, objective: Objective) -> None:
 def _require_vectors(vectors: int) -> None:
     if vectors < 6:
         raise ValueError(f"vectors is {vectors}; give at least 6, for the error comes from their spread")
+
+
+def _of_model(pairs: Eigenpairs, i: int) -> Eigenpairs:
+    names = ("values", "vectors", "residuals", "converged")
+    return replace(pairs, **{name: getattr(pairs, name)[i] for name in names})
 
 
 def _joined(found: list[Tensor], size: int | None) -> Tensor:

@@ -30,10 +30,12 @@ BOUNDS = {
         "sharpness_kl": (5, 1),
         "pac_bayes_bound": (8, 1),
         **dict.fromkeys(("worst_case_sharpness", "keskar_sharpness"), (6, 2)),
+        "largest_radius": (7, 2),
         "sam_sharpness": (4, 2),
     },
     "curvature": {
         "trace": (2, 3),
+        "gradient_variance": (4, 4),
         "hessian_vector_product": (5, 4),
         "trace by vectors": (12, 4),
         "frobenius_norm": (10, 4),

@@ -783,6 +783,19 @@ def test_the_frobenius_norm_scatters_as_its_error_says():
     torch.testing.assert_close(errors.square().mean().sqrt(), squares.std(), rtol=0.3, atol=0)
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_known_eigenpairs_leave_the_rest_of_the_norm_to_chance(stacked):
+    case = made(lambda: models.mlp(4, 3, width=12, activation="tanh"), (4,), samples=40)
+    expected, network = full(*case).norm(), Network.stack([case[0]] * 2) if stacked else case[0]
+    pairs = top_eigenvalues(network, *case[1:], 10)
+    blind, found = (frobenius_norm(network, *case[1:], vectors=9, known=known) for known in (None, pairs))
+    assert (found.standard_error < 0.5 * blind.standard_error).all() and found.passes == 3 + 6 * 9
+    assert ((found.value - expected).abs() < 4 * found.standard_error).all()
+    every = top_eigenvalues(network, *case[1:], sum(p.numel() for p in case[0].parameters()))
+    whole = frobenius_norm(network, *case[1:], vectors=6, known=every)
+    torch.testing.assert_close(whole.value, expected.expand_as(whole.value))
+
+
 def test_quadrature_gives_functions_of_the_matrix():
     matrix = with_spectrum(torch.linspace(-1, 2, 30))
     z = torch.randn(30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -60,7 +60,9 @@ def numbers(found):
         kept = [f.name for f in fields(found) if f.name not in ("vectors", "residuals", "passes")]
         return [number for name in kept for number in numbers(getattr(found, name))]
     if isinstance(found, dict):
-        return [number for value in found.values() for number in numbers(value)]
+        return numbers(tuple(found.values()))
+    if isinstance(found, tuple):
+        return [number for value in found for number in numbers(value)]
     return [torch.as_tensor(found, dtype=torch.float64)] if isinstance(found, torch.Tensor | float) else []
 
 

@@ -4,9 +4,11 @@ import copy
 import itertools
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,10 +22,16 @@ from genlib.data import Dataset
 from genlib.measures import CATALOGUE, INVARIANCES, Measure, evaluate, register_measure
 from genlib.network import Network
 from genlib.pac_bayes import largest_sigma
-from genlib.train import Stop, fit
+from genlib.sharpness import largest_radius
+from genlib.train import Run, Stop, fit, fit_many
 
-DRAWN = {name for name in CATALOGUE if name.startswith(("flatness", "pac_bayes", "keskar"))}
+DRAWN = {name for name in CATALOGUE if name.startswith(("flatness", "pac_bayes"))} | {"transitions"}
+SEARCHED = {name for name in CATALOGUE if name.startswith("sharpness")}  # by an ascent from the weights themselves
+CLIMBED = {"keskar_sharpness", "worst_case_sharpness"}  # by an ascent from a place drawn nearby
+SPECTRAL = {"top_eigenvalue", "log_volume", "hessian_norm"}  # to the tolerance of Lanczos' method
+OF_THE_RUN = {name for name, measure in CATALOGUE.items() if "run" in measure.needs}
 FREE = [name for name, measure in CATALOGUE.items() if measure.passes <= 1 and "run" not in measure.needs]
+LOOKED_UP = ["hessian_trace", "sam_sharpness", "input_margin", "jacobian_norm", "input_gradient", "gradient_variance"]
 
 
 def dense(widths, seed=0, dtype=torch.float64):
@@ -56,7 +64,7 @@ def measured():
     network, initial = dense((5, 6, 4, 3)), dense((5, 6, 4, 3), seed=9)
     inputs = inputs_of(network)
     labels = own_labels(network, inputs)
-    return network, initial, inputs, labels, evaluate(network, (inputs, labels), initial=initial)
+    return network, initial, inputs, labels, evaluate(network, (inputs, labels), initial=initial, first_epoch=initial)
 
 
 # Brute force
@@ -96,6 +104,16 @@ def by_brute_force(network, initial, inputs, labels):
     l3 = [(np.linalg.norm(a, 3, axis=1) ** 1.5).sum() ** (1 / 1.5) for a in W]
     l2_path, l1_path = paths(network, 2), paths(network, 1)
     pf, ps = np.prod(frobenius**2), np.prod(spec**2)
+    longest = max(np.linalg.norm(x) for x in inputs.numpy())
+    prefactor = (84 * longest * np.sqrt(h.max()) + np.sqrt(np.log(4 * h.max() ** 2 * d))) ** 2
+    jacobians = [torch.autograd.functional.jacobian(network, x).numpy() for x in inputs]
+    toward = [
+        np.linalg.norm(np.delete(j[label] - j, label, 0)[np.delete(row, label).argmax()])
+        for j, row, label in zip(jacobians, logits, labels, strict=True)
+    ]
+    with np.errstate(divide="ignore"):  # where nothing moves the output, no input is far enough
+        distances = margins / toward
+    of_softmax = [(np.diag(q) - np.outer(q, q)) @ j for q, j in zip(p, jacobians, strict=True)]
     return {
         "parameters": len(w),
         "vc_dimension": len(w) * d * np.log(len(w)),
@@ -118,6 +136,8 @@ def by_brute_force(network, initial, inputs, labels):
         "sum_spectral_margin": d * (ps / g10**2) ** (1 / d),
         "spectral_from_origin": np.log(ps / g10**2 * (frobenius**2 / spec**2).sum()),
         "spectral_from_start": np.log(ps / g10**2 * (moved**2 / spec**2).sum()),
+        "spectral_origin": np.log(prefactor * ps / g10**2 * (frobenius**2 / spec**2).sum()),
+        "spectral_start": np.log(prefactor * ps / g10**2 * (moved**2 / spec**2).sum()),
         "path_margin": np.log(l2_path / g10**2),
         "l1_path_margin": np.log(l1_path**2 / g10**2),
         "l1_max_margin": np.log(np.prod([np.abs(a).sum(1).max() ** 2 for a in W]) / g10**2),
@@ -132,7 +152,12 @@ def by_brute_force(network, initial, inputs, labels):
         "frobenius_complexity": np.log(d * np.prod(spec) * (h * moved**2 / spec**2).sum() ** 0.5 / g10 / m**0.5),
         "cross_entropy": -np.log(p[np.arange(m), labels]).mean(),
         "negative_entropy": (p * np.log(p)).sum(1).mean(),
+        "input_margin": np.percentile(distances, 10) ** -2,
+        "jacobian_norm": np.mean([np.linalg.norm(j) for j in of_softmax]),
+        "input_gradient": np.mean([np.linalg.norm(j) ** 2 for j in jacobians]),
         "hessian_trace": np.trace(hessian(network, inputs, labels)),
+        "gradient_variance": gradient_variance(network, inputs, labels),
+        "first_gradient_variance": gradient_variance(initial, inputs, labels),
         "sam_sharpness": sam(network, inputs, labels),
     }
 
@@ -149,6 +174,15 @@ def hessian(network, inputs, labels):
     return torch.autograd.functional.hessian(lambda v: loss_at(network, v, inputs, labels), w).numpy()
 
 
+def gradient_variance(network, inputs, labels):
+    w = nn.utils.parameters_to_vector(network.parameters()).detach()
+    gradients = [
+        torch.autograd.functional.jacobian(lambda v, x=x, y=y: loss_at(network, v, x, y), w)
+        for x, y in zip(inputs.split(1), labels.split(1), strict=True)
+    ]
+    return np.var(torch.stack(gradients).numpy(), axis=0).sum()
+
+
 def sam(network, inputs, labels):
     w = nn.utils.parameters_to_vector(network.parameters()).detach().requires_grad_()
     at_rest = loss_at(network, w, inputs, labels)
@@ -159,10 +193,109 @@ def sam(network, inputs, labels):
 def test_every_exact_row_equals_its_twin(measured):
     network, initial, inputs, labels, table = measured
     twin = by_brute_force(network, initial, inputs, labels)
-    assert set(twin) == set(CATALOGUE) - DRAWN - {"steps"}
+    assert set(twin) == set(CATALOGUE) - DRAWN - SEARCHED - CLIMBED - SPECTRAL - OF_THE_RUN
     found = table.loc[list(twin), "value"]
     np.testing.assert_allclose(found, list(twin.values()), rtol=1e-9)
     assert (table.loc[list(twin), "standard_error"] == 0).all()
+
+
+def test_spectral_rows_are_those_of_the_full_hessian(measured):
+    network, _, inputs, labels, table = measured
+    exact = np.linalg.eigvalsh(hessian(network, inputs, labels))[::-1]
+    assert table.loc["top_eigenvalue", "value"] == pytest.approx(exact[0], rel=1e-5)
+    assert table.loc["log_volume", "value"] == pytest.approx(np.log(exact[:10]).sum(), abs=1e-2)
+    norm, error = table.loc["hessian_norm", ["value", "standard_error"]]
+    assert abs(norm - np.linalg.norm(exact)) < 4 * error < 0.1 * norm
+
+
+def test_a_volume_with_too_few_positive_eigenvalues_is_refused():
+    # A linear network of two classes has one curvature a sample.
+    network = dense((5, 2))
+    inputs = inputs_of(network, samples=4)
+    table = evaluate(network, (inputs, own_labels(network, inputs)), names=["top_eigenvalue", "log_volume"])
+    assert (
+        table["reason"].tolist()[0] == ""
+        and "of noise; measure it on more samples" in table.loc["log_volume", "reason"]
+    )
+
+
+def climbed(network, inputs, labels, room, steps=20):
+    """The rise that an ascent in a box finds, by fresh random places and a fifth of the box a step."""
+    w = nn.utils.parameters_to_vector(network.parameters()).detach()
+    at_rest, best = loss_at(network, w, inputs, labels), 0.0
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        point = w + 0.1 * room * (2 * torch.rand(w.shape, generator=generator, dtype=w.dtype) - 1)
+        for _ in range(steps):
+            leaf = point.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss_at(network, leaf, inputs, labels), leaf)
+            point = (point + 0.2 * room * gradient.sign()).clamp(w - room, w + room)
+            best = max(best, (loss_at(network, point, inputs, labels) - at_rest).item())
+    return best, at_rest.item()
+
+
+def test_worst_case_rows_are_what_an_ascent_finds(measured):
+    network, _, inputs, labels, table = measured
+    w = nn.utils.parameters_to_vector(network.parameters()).detach()
+    rise, _ = climbed(network, inputs, labels, 2e-3 * (w.abs() + 1))
+    assert table.loc["worst_case_sharpness", "value"] == pytest.approx(rise, rel=0.02)
+    rise, at_rest = climbed(network, inputs, labels, 5e-4 * (w.abs() + 1))
+    assert table.loc["keskar_sharpness", "value"] == pytest.approx(100 * rise / (1 + at_rest), rel=0.02)
+
+
+def test_sharpness_rows_follow_from_their_radius(measured):
+    network, initial, inputs, labels, table = measured
+    w, w0 = (nn.utils.parameters_to_vector(n.parameters()).detach().numpy() for n in (network, initial))
+    moved = {
+        n: a.detach() - b.detach() for (n, a), b in zip(network.named_parameters(), initial.parameters(), strict=True)
+    }
+    m, omega, eps = len(labels), len(w), 1e-3
+    alpha, magnitude, displacement = (
+        largest_radius(network, inputs, labels, noise=noise, start=start).value.item()
+        for noise, start in (("isotropic", 5e-3), ("magnitude", 0.03), (("magnitude", moved), 0.03))
+    )
+
+    def isotropic(v):
+        sigma = alpha / np.sqrt(np.log(2 * omega))
+        return (v**2).sum() * np.log(2 * omega) / (4 * alpha**2) + np.log(m / sigma) + 10
+
+    def by_magnitude(v, a):
+        c = 4 * np.log(2 * omega / 0.05)
+        terms = np.log((eps**2 + (a**2 + c) * (v**2).sum() / omega) / (eps**2 + a**2 * v**2))
+        return terms.sum() / 4 + np.log(m * np.sqrt(c) / a) + 10
+
+    expected = {
+        "sharpness_flatness": alpha**-2,
+        "sharpness_flatness_magnitude": magnitude**-2,
+        "sharpness_origin": isotropic(w),
+        "sharpness_start": isotropic(w - w0),
+        "sharpness_magnitude_origin": by_magnitude(w, magnitude),
+        "sharpness_magnitude_start": by_magnitude(w - w0, displacement),
+    }
+    assert set(expected) == SEARCHED
+    np.testing.assert_allclose(table.loc[list(expected), "value"], list(expected.values()), rtol=1e-9)
+    assert (table.loc[list(expected), "standard_error"] == 0).all()
+
+
+def test_transitions_are_counted_along_ellipses_through_samples(measured):
+    network, _, inputs, labels, table = measured
+    counts = []
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        a, b, c = inputs[torch.randint(len(inputs), (3,), generator=generator)]
+        t = torch.arange(400, dtype=a.dtype) * 2 * math.pi / 400
+        weights = [(1 + 2 * torch.cos(t - k * math.pi / 3)) / 3 for k in (1, 3, 5)]
+        x = sum(w[:, None] * point for w, point in zip(weights, (a, b, c), strict=True))
+        changes = 0
+        for layer in network:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                changes += ((x > 0) != (x > 0).roll(1, 0)).sum().item()
+        counts.append(changes)
+    many = evaluate(network, (inputs.repeat(100, 1), labels.repeat(100)), names=["transitions"])
+    value, error = many.loc["transitions", ["value", "standard_error"]]
+    assert abs(value - np.mean(counts)) < 4 * np.hypot(error, np.std(counts) / len(counts) ** 0.5)
+    assert table.loc["transitions", "value"] > 0 and np.isinf(table.loc["transitions", "standard_error"])
 
 
 def mean_rise(network, inputs, labels, deviation, of, draws=4000):
@@ -212,7 +345,8 @@ def test_pac_bayes_rows_follow_from_their_sigma(measured):
     moved = {
         n: a.detach() - b.detach() for (n, a), b in zip(network.named_parameters(), initial.parameters(), strict=True)
     }
-    found = largest_sigma(network, inputs, labels, noise=("magnitude", moved))
+    start = 0.04 / np.sqrt(((w - w0) ** 2).mean())
+    found = largest_sigma(network, inputs, labels, noise=("magnitude", moved), start=start)
     expected = by_magnitude(w - w0, found.value.item())
     assert table.loc["pac_bayes_magnitude_start", "value"] == pytest.approx(expected)
     assert 0 < table.loc["pac_bayes_magnitude_start", "standard_error"] < expected
@@ -264,7 +398,7 @@ def test_measures_are_blind_to_what_they_declare_and_to_nothing_else(invariance,
     inputs = inputs_of(network, seed=seed + 2)
     labels = own_labels(network, inputs)
     after = transformed(network, invariance, seed + 3)
-    names = [*FREE, "hessian_trace", "sam_sharpness"]
+    names = [*FREE, *LOOKED_UP]
     before, then = (evaluate(n, (inputs, labels), initial=initial, names=names)["value"] for n in (network, after))
     # Logarithms may lie near zero, where a change is still a change by a factor.
     change = (then - before).abs() / before.abs().clip(lower=1)
@@ -278,10 +412,20 @@ def test_measures_are_blind_to_what_they_declare_and_to_nothing_else(invariance,
 
 def test_drawn_measures_are_blind_to_the_order_of_neurons(measured):
     network, _, inputs, labels, table = measured
-    names = [name for name in DRAWN if "permutation" in CATALOGUE[name].invariances and name != "keskar_sharpness"]
+    names = [
+        name for name in (DRAWN - {"transitions"}) | SPECTRAL | SEARCHED if "permutation" in CATALOGUE[name].invariances
+    ]
     then = evaluate(transformed(network, "permutation", 4), (inputs, labels), names=names)
     apart = (then["value"] - table.loc[names, "value"]).abs()
-    assert (apart < 5 * np.hypot(then["standard_error"], table.loc[names, "standard_error"])).all()
+    allowed = 5 * np.hypot(then["standard_error"], table.loc[names, "standard_error"]) + 1e-2
+    assert (apart < allowed).all()
+
+
+@pytest.mark.parametrize("invariance", INVARIANCES)
+def test_transitions_do_not_see_how_a_function_is_written(measured, invariance):
+    network, _, inputs, labels, table = measured
+    then = evaluate(transformed(network, invariance, 4), (inputs, labels), names=["transitions"])
+    assert then.loc["transitions", "value"] == table.loc["transitions", "value"]
 
 
 # The catalogue itself
@@ -294,7 +438,7 @@ def test_the_catalogue_is_described():
         assert measure.citation in keys, measure.citation
         for text in (measure.symbol, measure.formula):
             assert text.count("{") == text.count("}") and text.count(r"\big(") == text.count(r"\big)")
-    assert len(CATALOGUE) >= 40
+    assert len(CATALOGUE) >= 48
 
 
 def test_the_catalogue_is_read_only():
@@ -328,7 +472,8 @@ def test_a_measure_with_an_unknown_word_is_refused(field):
 
 def test_all_together_equal_each_alone(measured):
     network, initial, inputs, labels, table = measured
-    for name in [*FREE, "flatness", "pac_bayes_magnitude_start", "keskar_sharpness"]:
+    alone = (*LOOKED_UP, "flatness", "pac_bayes_magnitude_start", "keskar_sharpness", "sharpness_start", "hessian_norm")
+    for name in [*FREE, *alone]:
         alone = evaluate(network, (inputs, labels), initial=initial, names=[name])
         assert alone.loc[name, "value"] == table.loc[name, "value"], name
 
@@ -355,11 +500,18 @@ def test_what_needs_one_forward_pass_shares_it(measured):
 @pytest.mark.parametrize("name", list(CATALOGUE))
 def test_the_stated_cost_is_the_cost(measured, name):
     network, initial, inputs, labels, _ = measured
-    cost = evaluate(network, (inputs, labels), initial=initial, names=[name])["passes"].iloc[0]
+    table = evaluate(network, (inputs, labels), initial=initial, first_epoch=initial, names=[name])
+    cost = table["passes"].iloc[0]
     stated = CATALOGUE[name].passes
     if stated == measures._SEARCH:
         assert 10 < cost < 1 + 15 * (2 + 10) + 4  # what it could cost at worst
-    elif name == "hessian_trace":  # 1 + the number of classes
+    elif stated == measures._RADIUS:
+        assert (cost - 5) % 13 == 0 and 30 < cost < 5 + 15 * 13  # the loss, a gradient, and 13 a radius
+    elif stated == measures._LANCZOS:
+        assert 60 < cost < 3 + 6 * 79  # as many products as parameters would be all of the matrix
+    elif name == "transitions":  # an ellipse a 64 samples
+        assert cost == 256 / 40
+    elif stated == 11:  # 1 + the number of classes
         assert cost == 4
     else:
         assert cost == stated
@@ -379,10 +531,13 @@ def test_a_negative_margin_is_refused_with_the_reason(measured):
 def test_what_lacks_the_start_or_the_run_says_so(measured):
     network, _, inputs, labels, table = measured
     alone = evaluate(network, (inputs, labels))
-    lacking = [name for name, measure in CATALOGUE.items() if "initial" in measure.needs]
-    assert alone.loc[lacking, "reason"].str.startswith("initial is missing").all()
-    assert alone.loc["steps", "reason"].startswith("run is missing")
-    others = [name for name in CATALOGUE if name not in (*lacking, "steps")]
+    lacking = {
+        need: [name for name, measure in CATALOGUE.items() if need in measure.needs]
+        for need in ("initial", "first_epoch", "run")
+    }
+    for need, names in lacking.items():
+        assert alone.loc[names, "reason"].str.startswith(f"{need} is missing").all()
+    others = [name for name in CATALOGUE if not any(name in names for names in lacking.values())]
     assert (alone.loc[others, "reason"] == "").all()
     assert table.loc["steps", "reason"].startswith("run is missing")
 
@@ -399,14 +554,68 @@ def test_a_run_brings_its_start(measured):
     assert table.loc["l2_distance", "value"] == pytest.approx(expected.norm().item(), rel=1e-6)
 
 
-def test_a_stack_is_measured_one_by_one(measured):
+def test_steps_are_counted_to_the_first_check_below(measured):
+    network, initial, inputs, labels, _ = measured
+    history = pd.DataFrame({"step": [10, 20, 30, 40, 50], "loss": [0.9, 0.1, 0.2, 0.01, 0.02]})
+    run = Run(network, initial, history, True, 50, 1.0)
+    table = evaluate(network, (inputs, labels), run=run, names=["steps", "first_steps", "last_steps"])
+    assert table["value"].tolist() == [50, 20, 20]
+    far = replace(run, history=history[:3])
+    table = evaluate(network, (inputs, labels), run=far, names=["first_steps", "last_steps"])
+    assert table.loc["first_steps", "value"] == 20
+    assert table.loc["last_steps", "reason"] == "run: its training loss never fell to 0.01; train it further"
+
+
+def test_a_stack_is_its_networks_one_by_one(measured):
     network, initial, inputs, labels, table = measured
     other, before = dense((5, 6, 4, 3), seed=3), dense((5, 6, 4, 3), seed=4)
-    stack = evaluate(Network.stack([other, network]), (inputs, labels), initial=Network.stack([before, initial]))
-    np.testing.assert_allclose(stack.loc[1].drop(columns="reason"), table.drop(columns="reason"), rtol=1e-9)
+    start = Network.stack([before, initial])
+    stack = evaluate(Network.stack([other, network]), (inputs, labels), initial=start, first_epoch=start)
+    alone = evaluate(other, (inputs, labels), initial=before, first_epoch=before)
+    columns = ["value", "standard_error"]
+    np.testing.assert_allclose(stack.loc[1][columns], table[columns], rtol=1e-9)
+    assert (stack.loc[1]["reason"] == table["reason"]).all() and (stack.loc[0]["reason"] == alone["reason"]).all()
+    np.testing.assert_allclose(stack.loc[0][columns], alone[columns], rtol=1e-9)
     assert stack.index.names == ["network", "measure"]
-    with pytest.raises(ValueError, match="initial holds None networks, network 2"):
-        evaluate(Network.stack([other, network]), (inputs, labels), initial=initial)
+    # What all search for together takes as long as the longest.
+    longest = np.maximum(table["passes"], alone["passes"])
+    assert ((stack.loc[1]["passes"] == table["passes"]) | (stack.loc[1]["passes"] == longest)).all()
+
+
+def test_the_networks_of_a_stack_may_have_data_and_runs_of_their_own(measured):
+    modules = [dense((5, 6, 3), seed=seed, dtype=torch.float32) for seed in range(2)]
+    inputs = [inputs_of(modules[0], seed=seed) for seed in range(2)]
+    labels = [own_labels(dense((5, 3), seed=9, dtype=torch.float32), x) for x in inputs]
+    sets = [Dataset(x, y, x, y, ("a", "b", "c")) for x, y in zip(inputs, labels, strict=True)]
+    runs = fit_many(modules, sets, lr=0.1, batch_size=8, stop=Stop(accuracy=1.0, epochs=400, every=20))
+    names = ["steps", "l2_distance", "cross_entropy", "keskar_sharpness", "sharpness_start", "pac_bayes_start"]
+    stack = evaluate(Network.stack(runs.modules), (torch.stack(inputs), torch.stack(labels)), run=runs, names=names)
+    for i, run in enumerate(runs):
+        alone = evaluate(run.module, sets[i], run=run, names=names)
+        np.testing.assert_allclose(stack.loc[i]["value"], alone["value"], rtol=1e-3)
+
+
+def test_one_network_in_trouble_is_no_trouble_to_the_others(measured):
+    network, _, inputs, labels, table = measured
+    hopeless = copy.deepcopy(network)
+    hopeless[-1].weight.data.neg_()
+    hopeless[-1].bias.data.neg_()
+    names = ["flatness", "sharpness_flatness", "keskar_sharpness", "l2"]
+    stack = evaluate(Network.stack([hopeless, network]), (inputs, labels), names=names)
+    np.testing.assert_allclose(stack.loc[1]["value"], table.loc[names, "value"], rtol=1e-9)
+    assert stack.loc[0].loc["flatness", "reason"].startswith("network: it is wrong on")
+    assert stack.loc[0].loc["sharpness_flatness", "reason"].startswith("network: it is wrong on")
+    assert stack.loc[0].loc["l2", "value"] == pytest.approx(table.loc["l2", "value"])
+
+
+def test_a_stack_needs_a_start_and_a_run_of_each(measured):
+    network, initial, inputs, labels, _ = measured
+    stack = Network.stack([network, network])
+    for name in ("initial", "first_epoch"):
+        with pytest.raises(ValueError, match=f"{name} holds None networks, network 2"):
+            evaluate(stack, (inputs, labels), **{name: initial})
+    with pytest.raises(ValueError, match="run holds 1 runs, network 2"):
+        evaluate(stack, (inputs, labels), run=[Run(network, initial, pd.DataFrame(), True, 1, 1.0)], initial=stack)
 
 
 def test_a_loader_is_read_whole(measured):

@@ -37,6 +37,7 @@ INVARIANCES = {
     "Dinh per neuron": "units",
     "permutation": "order",
 }
+NEEDS = {"initial": "start", "first_epoch": "first epoch"}
 COLOURS = dict(zip(VERDICTS, ("success", "warning", "muted", "danger"), strict=True))
 
 
@@ -106,7 +107,7 @@ def catalogue_table() -> str:
 
 def _measure_row(measure: Measure) -> dict[str, str]:
     formula = measure.formula.replace(r"\|", r"\Vert ").replace("|", r"\vert ")  # a bar would end the table's cell
-    needs = ["start" if need == "initial" else need for need in measure.needs if need != "data"]
+    needs = [NEEDS.get(need, need) for need in measure.needs if need != "data"]
     remarks = {
         "costs": f"{measure.passes:g}",
         "needs": ", ".join(needs),
