@@ -12,6 +12,7 @@ import base64
 import json
 import os
 import platform
+import re
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -105,6 +106,19 @@ def catalogue_table() -> str:
     return _table(pd.DataFrame([_measure_row(measure) for measure in CATALOGUE.values()]))
 
 
+def words_outside(formula: str) -> str:
+    """The formula with the words in it, but for those of an index, as text between formulas: they can wrap."""
+    parts, depth = [""], 0  # formulas and words in turn
+    for piece in re.split(r"(\\text\{[^{}]*\}|[{}])", formula):
+        if piece.startswith(r"\text{") and depth == 0:
+            parts += [piece.removeprefix(r"\text{").removesuffix("}").strip(), ""]
+        else:
+            depth += (piece == "{") - (piece == "}")
+            parts[-1] += piece
+    parts[::2] = [f"${math.strip()}$" if math else "" for math in (re.sub(r"\\ $", "", math) for math in parts[::2])]
+    return " ".join(part for part in parts if part)
+
+
 def _measure_row(measure: Measure) -> dict[str, str]:
     formula = measure.formula.replace(r"\|", r"\Vert ").replace("|", r"\vert ")  # a bar would end the table's cell
     needs = [NEEDS.get(need, need) for need in measure.needs if need != "data"]
@@ -116,7 +130,7 @@ def _measure_row(measure: Measure) -> dict[str, str]:
     said = "; ".join(f"{what} {text}" for what, text in remarks.items() if text)
     return {
         "Measure": f"`{measure.name}`<br>{{cite:t}}`{measure.citation}`",
-        "What it is, and what it takes": f"${formula}$<br>{said}",
+        "What it is, and what it takes": f"{words_outside(formula)}<br>{said}",
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from assemble import BENCHMARKS, assemble, draw_speed, seconds
+from assemble import BENCHMARKS, assemble, draw_speed, seconds, words_outside
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from genlib.measures import CATALOGUE
@@ -177,3 +177,16 @@ def test_a_page_without_its_slot_is_refused(root):
     (root / "chapters/scoreboard.md").write_text("# The Scoreboard\n")
     with pytest.raises(ValueError, match=r"scoreboard\.md"):
         assemble(root, "small")
+
+
+@pytest.mark.parametrize(
+    ("formula", "expected"),
+    [
+        (r"\tr H", r"$\tr H$"),
+        (r"1/\gamma^2,\ \gamma\text{ the margin}", r"$1/\gamma^2,\ \gamma$ the margin"),
+        (r"\text{as }w\text{, but }v", r"as $w$ , but $v$"),
+        (r"C_{\ell_1\text{-path}}+\sigma,\ \text{so}", r"$C_{\ell_1\text{-path}}+\sigma,$ so"),
+    ],
+)
+def test_the_words_of_a_formula_can_wrap(formula, expected):
+    assert words_outside(formula) == expected
