@@ -107,15 +107,17 @@ def catalogue_table() -> str:
 
 
 def words_outside(formula: str) -> str:
-    """The formula with the words in it, but for those of an index, as text between formulas: they can wrap."""
+    """The formula in parts that can wrap: words, but for those of an index, and what a comma and a space end."""
     parts, depth = [""], 0  # formulas and words in turn
-    for piece in re.split(r"(\\text\{[^{}]*\}|[{}])", formula):
+    for piece in re.split(r"(\\text\{[^{}]*\}|[{}]|(?<=,)\\ )", formula):
         if piece.startswith(r"\text{") and depth == 0:
             parts += [piece.removeprefix(r"\text{").removesuffix("}").strip(), ""]
+        elif piece == "\\ " and depth == 0:
+            parts += ["", ""]
         else:
             depth += (piece == "{") - (piece == "}")
             parts[-1] += piece
-    parts[::2] = [f"${math.strip()}$" if math else "" for math in (re.sub(r"\\ $", "", math) for math in parts[::2])]
+    parts[::2] = [f"${math.strip()}$" if math.strip() else "" for math in parts[::2]]
     return " ".join(part for part in parts if part)
 
 

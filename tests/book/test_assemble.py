@@ -183,7 +183,8 @@ def test_a_page_without_its_slot_is_refused(root):
     ("formula", "expected"),
     [
         (r"\tr H", r"$\tr H$"),
-        (r"1/\gamma^2,\ \gamma\text{ the margin}", r"$1/\gamma^2,\ \gamma$ the margin"),
+        (r"1/\gamma^2,\ \gamma\text{ the margin}", r"$1/\gamma^2,$ $\gamma$ the margin"),
+        (r"\sqrt{a,\ b},\ c", r"$\sqrt{a,\ b},$ $c$"),
         (r"\text{as }w\text{, but }v", r"as $w$ , but $v$"),
         (r"C_{\ell_1\text{-path}}+\sigma,\ \text{so}", r"$C_{\ell_1\text{-path}}+\sigma,$ so"),
     ],
