@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from genlib import scale
-from genlib._engines import Job, Plan, Single, Stack
+from genlib._engines import Single, Stack
+from genlib._plan import Job, Plan
 
 __all__ = ["Checkpoint", "Fate", "State"]
 

@@ -1,21 +1,17 @@
 """What `fit` and `fit_many` train with: one network, or a stack of them behind the same few methods."""
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from genlib import scale
+from genlib._bases import LeanSGD, build
 from genlib._losses import (
     LOSSES,
     MEANS,
-    Loss,
     SampleLoss,
     per_sample_loss,
     require_binary,
@@ -23,161 +19,12 @@ from genlib._losses import (
     zero_one_loss,
 )
 from genlib._one_sam import MeanSAM
+from genlib._plan import Job, Plan
 from genlib.data import BLOCK_BYTES, Dataset
 from genlib.network import Network, Params, over_models, without_hooks
-from genlib.optimizers import SAM, Ascent, OneSAM, Recipe
+from genlib.optimizers import SAM, Ascent, OneSAM
 
-__all__ = ["Job", "Optimizer", "Plan", "Single", "Stack", "Stop", "chunk_size", "scores"]
-
-Optimizer = str | Recipe | Callable[[list[Tensor]], torch.optim.Optimizer]
-
-
-@dataclass(frozen=True)
-class Stop:
-    """When training ends: at a training loss and an accuracy (both, where both are given), or at a cap.
-
-    `loss` and `accuracy` are of the whole training set in evaluation mode, looked at every `every` steps (default: once
-    an epoch, but not before 10 steps). A network that meets them has converged; `epochs` and `steps` cap the others.
-    """
-
-    loss: float | None = None
-    accuracy: float | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    every: int | None = None
-
-    def __post_init__(self):
-        if self.epochs is None and self.steps is None and self.loss is None and self.accuracy is None:
-            raise ValueError("stop never ends training; give at least one of loss, accuracy, epochs and steps")
-        for name in ("loss", "accuracy", "epochs", "steps", "every"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise ValueError(f"stop.{name} is {value}; it must be positive")
-        if self.accuracy is not None and self.accuracy > 1:
-            raise ValueError(f"stop.accuracy is {self.accuracy}; it is a share, at most 1")
-
-
-class LeanSGD:
-    """SGD by torch's fused kernel, with what of torch.optim the engines use.
-
-    The hooks around torch.optim's `step` cost as much as a small network's forward pass, and its first use in a process
-    imports a compiler, which takes a second or two.
-    """
-
-    def __init__(self, params: Sequence[Tensor], *, lr: float, momentum: float, weight_decay: float):
-        self.param_groups = [{"params": list(params), "lr": lr}]
-        self.state = {param: {"momentum_buffer": torch.zeros_like(param)} for param in params}
-        self.constants = {"momentum": momentum, "weight_decay": weight_decay}
-
-    @torch.no_grad()
-    def update(self, grads: Sequence[Tensor | None]) -> None:
-        (group,) = self.param_groups
-        used = [(p, g) for p, g in zip(group["params"], grads, strict=True) if g is not None]
-        params, buffers = [p for p, _ in used], [self.state[p]["momentum_buffer"] for p, _ in used]
-        # The fused kernel walks through memory: a gradient laid out otherwise than its parameter would be misread.
-        grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in used]
-        rest = {"lr": group["lr"], "dampening": 0.0, "nesterov": False, "maximize": False, "is_first_step": False}
-        torch._fused_sgd_(params, grads, buffers if self.constants["momentum"] else [], **self.constants, **rest)
-
-    def state_dict(self) -> dict:
-        return {"buffers": [self.state[param]["momentum_buffer"] for param in self.param_groups[0]["params"]]}
-
-    def load_state_dict(self, saved: dict) -> None:
-        for param, buffer in zip(self.param_groups[0]["params"], saved["buffers"], strict=True):
-            self.state[param]["momentum_buffer"].copy_(buffer)
-
-
-_OPTIMIZERS = {
-    "sgd": LeanSGD,
-    "adam": lambda params, momentum, **rest: torch.optim.Adam(params, betas=(momentum, 0.999), **rest),
-    "rmsprop": lambda params, momentum, **rest: torch.optim.RMSprop(params, momentum=momentum, **rest),
-    "lbfgs": lambda params, lr, **_: torch.optim.LBFGS(params, lr=lr, line_search_fn="strong_wolfe"),
-}
-
-
-def _build(base: str | type, params: list[Tensor], **options: float) -> "LeanSGD | torch.optim.Optimizer":
-    """A base optimizer; a class of torch's own is given those of lr, momentum and weight decay that it takes."""
-    if isinstance(base, str):
-        return _OPTIMIZERS[base](params, **options)
-    known = inspect.signature(base).parameters
-    return base(params, **{name: value for name, value in options.items() if name in known})
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all networks of a training share."""
-
-    optimizer: Optimizer
-    momentum: float
-    batch_size: int | None
-    loss: Loss
-    schedule: Callable[[float], float] | None
-    augment: Callable[[Tensor], Tensor] | None
-    project: Callable[[Params], None] | None
-    track_test: bool
-    checkpoint: str | Path | None
-
-    def __post_init__(self):
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be positive, or None for the full batch")
-        if not callable(self.base) and self.base not in _OPTIMIZERS:
-            raise ValueError(
-                f"optimizer is {self.optimizer!r}; choose {', '.join(_OPTIMIZERS)}, or give a recipe or a function"
-            )
-        if self.optimizer == "lbfgs" and self.batch_size is not None:
-            raise ValueError("optimizer lbfgs needs the full batch; leave batch_size at None")
-        per_sample_loss(self.loss)
-
-    @property
-    def recipe(self) -> Recipe | None:
-        return self.optimizer if isinstance(self.optimizer, Recipe) else None
-
-    @property
-    def base(self) -> str | Callable:
-        """What makes the steps: a name, a class, or the optimizer of one's own."""
-        return self.optimizer.base if self.recipe else self.optimizer
-
-    @property
-    def one_by_one(self) -> bool:
-        """Whether the steps are those of an optimizer that may not treat every weight alike."""
-        return callable(self.base) or self.base == "lbfgs"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What each network has of its own."""
-
-    module: nn.Module
-    dataset: Dataset
-    lr: float
-    weight_decay: float
-    stop: Stop
-    seed: int
-
-    def __post_init__(self):
-        if len(self.dataset) == 0:
-            raise ValueError("dataset has no training samples")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; it must be positive")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must not be negative")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise ValueError(f"seed is {self.seed!r}; it must be a whole number")
-
-    @property
-    def streamed(self) -> bool:
-        return not isinstance(self.dataset.inputs, Tensor)
-
-    @property
-    def has_target(self) -> bool:
-        return self.stop.loss is not None or self.stop.accuracy is not None
-
-    def last_step(self, steps_an_epoch: int) -> float | int:
-        caps = [self.stop.steps, self.stop.epochs and self.stop.epochs * steps_an_epoch, 2 if scale.dry_run() else None]
-        return min((cap for cap in caps if cap is not None), default=math.inf)
-
-    def converged(self, loss: float, accuracy: float) -> bool:
-        loss_met = self.stop.loss is None or loss <= self.stop.loss
-        return loss_met and (self.stop.accuracy is None or accuracy >= self.stop.accuracy)
+__all__ = ["Single", "Stack", "chunk_size", "scores"]
 
 
 class Single:
@@ -196,7 +43,7 @@ class Single:
             self.optimizer = plan.optimizer(params)
         else:
             options = {"lr": job.lr, "momentum": plan.momentum, "weight_decay": job.weight_decay}
-            self.optimizer = _build(plan.base, params, **options)
+            self.optimizer = build(plan.base, params, **options)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.mean_sam = _mean_sam(self.module, plan, self.moving, job.dataset)
         self.ascent = _ascent(plan, self.fixed)
@@ -284,7 +131,7 @@ class Stack:
             if len(set(values := [getattr(job, key) for job in jobs])) > 1
         }
         self.rate = 1.0 if "lr" in self.per_model else jobs[0].lr
-        self.optimizer = _build(
+        self.optimizer = build(
             plan.base,
             list(self.moving.values()),
             lr=self.rate,

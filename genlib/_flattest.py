@@ -10,14 +10,13 @@ from jaxtyping import Float
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
+from genlib._by_hand import linear, require_distinct
 from genlib._normalizations import SimplifiedLayerNorm
 
 __all__ = [
     "flattest_generalizing_network",
     "flattest_memorizing_network",
     "interpolating_network_without_bias",
-    "linear",
-    "require_distinct",
     "smallest_trace",
 ]
 
@@ -124,22 +123,6 @@ def interpolating_network_without_bias(dimension: int, *, skew: float = 0.5) -> 
     rows[:, 0] *= 1 + skew
     rows[:, 1] *= 1 - skew
     return _network(rows, None, product / (2 - 2 * skew))
-
-
-def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """The dense layer of these weights."""
-    layer = nn.utils.skip_init(nn.Linear, *weight.T.shape, bias=bias is not None)
-    layer.weight = nn.Parameter(weight.clone())
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.clone())
-    return layer
-
-
-def require_distinct(x: Float[Tensor, "n d"]) -> None:
-    _, kinds, counts = x.unique(dim=0, return_inverse=True, return_counts=True)
-    if (counts > 1).any():
-        i, j = (kinds == counts.argmax()).nonzero()[:2, 0].tolist()
-        raise ValueError(f"inputs[{i}] and inputs[{j}] are equal; keep one of each set of equal samples")
 
 
 def _data(inputs: Tensor, labels: Tensor) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:

@@ -263,8 +263,7 @@ class Shared:
 
     @quantity
     def margins(self) -> Float[Tensor, " samples"]:
-        if self.objective.outputs == 1:
-            raise ValueError("network: it has one output, and a margin is between two; give it one output a class")
+        self._require_two_outputs()
         return margins.margins_of_logits(self.logits, self.labels).double()
 
     @staticmethod
@@ -279,8 +278,7 @@ class Shared:
     @quantity
     def input_margins(self) -> Float[Tensor, " samples"]:
         """How far each input is from where the network changes its mind, to first order."""
-        if self.objective.outputs == 1:
-            raise ValueError("network: it has one output, and a margin is between two; give it one output a class")
+        self._require_two_outputs()
         found = margins.layer_margins(*self._data)[0].double()
         self.passes += 2
         return found
@@ -436,6 +434,10 @@ class Shared:
         spread = deviations(self.weights, found.value, "scaled")
         kl = pac_bayes.kl_of_means(self.weights, spread, None)
         return Estimate(kl, 2 * kl * found.standard_error / found.value, 0.0)
+
+    def _require_two_outputs(self) -> None:
+        if self.objective.outputs == 1:
+            raise ValueError("network: it has one output, and a margin is between two; give it one output a class")
 
     def _require_room(self) -> None:
         wrong = zero_one_loss(self.logits, self.labels).double().mean()

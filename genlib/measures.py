@@ -172,14 +172,14 @@ def _isotropic(square: Float[Tensor, ""], sigma: Estimate, shared: Shared) -> Es
     return Estimate(value, slope * sigma.standard_error, 0.0)
 
 
-def _magnitude(v: Params, sigma: Estimate, shared: Shared) -> Estimate:
-    """¼ Σ_i ln[(ε² + (σ² + 1) ‖v‖²/ω) / (ε² + σ² v_i²)] + ln(m/σ) + 10, with the error that σ brings."""
+def _magnitude(v: Params, sigma: Estimate, shared: Shared, c: float = 1.0) -> Estimate:
+    """¼ Σ_i ln[(ε² + (σ² + c) ‖v‖²/ω) / (ε² + σ² v_i²)] + ln(m √c/σ) + 10, with the error that σ brings."""
     squares = [tensor.double().square() for tensor in v.values()]
 
     def bound(s: Tensor) -> Tensor:
-        above = (FLOOR**2 + (s**2 + 1) * total(squares) / shared.parameters).log() * shared.parameters
+        above = (FLOOR**2 + (s**2 + c) * total(squares) / shared.parameters).log() * shared.parameters
         below = total((FLOOR**2 + s**2 * square).log() for square in squares)
-        return (above - below) / 4 + (shared.samples / s).log() + 10
+        return (above - below) / 4 + (shared.samples * c**0.5 / s).log() + 10
 
     value = bound(sigma.value.double())
     return Estimate(value, (bound(sigma.value.double() + sigma.standard_error) - value).abs(), 0.0)
@@ -192,13 +192,8 @@ def _sharp(square: Float[Tensor, ""], radius: Estimate, shared: Shared) -> Estim
 
 
 def _sharp_magnitude(v: Params, radius: Estimate, shared: Shared) -> Estimate:
-    """¼ Σ_i ln[(ε² + (α² + c) ‖v‖²/ω) / (ε² + α² v_i²)] + ln(m/σ) + 10, c = 4 ln(2ω/δ), σ = α/c^½."""
-    squares, radius = [tensor.double().square() for tensor in v.values()], radius.value.double()
-    c = 4 * math.log(2 * shared.parameters / _DELTA)
-    above = (FLOOR**2 + (radius**2 + c) * total(squares) / shared.parameters).log() * shared.parameters
-    below = total((FLOOR**2 + radius**2 * square).log() for square in squares)
-    value = (above - below) / 4 + (shared.samples * c**0.5 / radius).log() + 10
-    return Estimate(value, torch.zeros_like(value), 0.0)
+    """The same of a box's radius α: its noise, of σ = α/c^½, c = 4 ln(2ω/δ), stays in the box."""
+    return _magnitude(v, radius, shared, c=4 * math.log(2 * shared.parameters / _DELTA))
 
 
 def _spectral_factor(shared: Shared) -> Float[Tensor, ""]:

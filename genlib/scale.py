@@ -23,6 +23,7 @@ __all__ = [
     "seeds",
     "settings",
     "sources_hash",
+    "turn",
     "workers",
 ]
 

@@ -46,12 +46,13 @@ def run(
     table = _configurations(grid, together)
     tasks = _tasks(table, together)
     source = hashlib.sha256(_source(function)).hexdigest()[:12]
-    code = f"{function.__module__}.{function.__qualname__} {source}, genlib {scale.sources_hash()}"
+    knobs, sources = scale.knobs(), scale.sources_hash()
+    code = f"{function.__module__}.{function.__qualname__} {source}, genlib {sources}"
     store = Memory(cache, verbose=0).cache(_kept, ignore=["rows"])
     found = {i: rows for i, (_, task) in enumerate(tasks) if (rows := _recall(store, code, task)) is not None}
     missing = [i for i in range(len(tasks)) if i not in found]
     with _machines(workers) as parallel, progress(total=len(missing), what=f"tasks ({len(found)} kept)") as line:
-        results = parallel(delayed(_alone)(i, function, tasks[i], scale.knobs(), scale.sources_hash()) for i in missing)
+        results = parallel(delayed(_alone)(i, function, tasks[i], knobs, sources) for i in missing)
         for i, rows in results:
             found[i] = rows
             store(code, tasks[i][1], rows)

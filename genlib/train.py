@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from genlib import scale
 from genlib._checkpoint import Checkpoint, Fate, State
-from genlib._engines import Job, Optimizer, Plan, Single, Stack, Stop, chunk_size, scores
+from genlib._engines import Single, Stack, chunk_size, scores
 from genlib._losses import Loss, per_sample_loss
+from genlib._plan import Job, Optimizer, Plan, Stop
 from genlib.data import Dataset
 from genlib.network import Params, require_one_shape
 from genlib.optimizers import LabelNoise

@@ -9,10 +9,10 @@ import pytest
 GENLIB = Path(__file__).parents[1] / "genlib"
 LAYERS = [
     "network estimates scale progress data augment models "
-    "_flattest _normalizations _losses _precision _files _mnist1d _streams",
+    "_by_hand _flattest _memorizing _normalizations _losses _precision _files _mnist1d _streams",
     "norms margins sensitivity curvature sharpness pac_bayes _weights _operators _paths _sample_gradients "
     "_objective _pieces _hessian _lanczos _sketches _gauss_newton _noise _ascent _divergences _sigma _pairs",
-    "optimizers _one_sam train landscape ranking _engines _checkpoint",
+    "optimizers _one_sam train landscape ranking _bases _plan _engines _checkpoint",
     "measures sweep records _shared",
     "claims plots",
 ]

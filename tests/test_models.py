@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from genlib import models
+from genlib._by_hand import whole
 from genlib.curvature import hessian_vector_product, trace
 from genlib.models import build, deep_memorizing_network, inception_v3, memorizing_network, mlp
 from genlib.network import Network
@@ -361,7 +362,7 @@ def test_deep_memorizing_network_with_several_outputs(digits):
             lambda: models.two_layer(4, normalization="batch", training_inputs=cube()),
             "training_inputs have 5 numbers each; inputs is 4",
         ),
-        (lambda: models._whole(0.5), "seed is 0.5"),
+        (lambda: whole(0.5), "seed is 0.5"),
         (lambda: models.small_inception(0), "classes is 0"),
         (lambda: models.vgg(input_shape=(3, 28, 28)), "at least 32 pixels a side"),
         (lambda: models.vgg(dropout=-0.1), "dropout is -0.1"),
