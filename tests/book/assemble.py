@@ -23,9 +23,10 @@ import pandas as pd
 import torch
 import yaml
 from repository import chapters
+from scoreboard import draw_effects, scoreboard
+from tables import table
 
 from genlib import plots
-from genlib.claims import VERDICTS
 from genlib.measures import CATALOGUE, Measure
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks/record.json"
@@ -39,7 +40,6 @@ INVARIANCES = {
     "permutation": "order",
 }
 NEEDS = {"initial": "start", "first_epoch": "first epoch"}
-COLOURS = dict(zip(VERDICTS, ("success", "warning", "muted", "danger"), strict=True))
 
 
 def assemble(root: Path, scale: str, benchmarks: Path = BENCHMARKS) -> None:
@@ -48,7 +48,10 @@ def assemble(root: Path, scale: str, benchmarks: Path = BENCHMARKS) -> None:
     records = _records(root)
     configure(root / "_config.yml")
     _write_figures(notebooks.values(), root / "chapters/figures")
-    _fill(root / "chapters/scoreboard.md", "the scoreboard", scoreboard(notebooks, records))
+    titles = {path.stem: notebook.cells[0].source.splitlines()[0].lstrip("# ") for path, notebook in notebooks.items()}
+    for what, text in scoreboard(titles, records).items():
+        _fill(root / "chapters/scoreboard.md", what, text)
+    draw_effects(records, root / "chapters/figures/effects.svg")
     _fill(root / "chapters/execution_times.md", "the table of execution times", times_table(notebooks, scale, records))
     _fill(root / "chapters/catalogue.md", "the catalogue", catalogue_table())
     speed = json.loads(benchmarks.read_text("utf-8"))
@@ -81,29 +84,13 @@ def run_times(chapter: str, notebook: nbformat.NotebookNode, scale: str, records
 def times_table(notebooks: dict, scale: str, records: dict) -> str:
     """The execution times of all chapters as a table."""
     rows = {f"[](<{path.name}>)": _times(path.stem, notebook, scale, records) for path, notebook in notebooks.items()}
-    table = _table(pd.DataFrame(rows).T.rename_axis("Chapter").reset_index())
-    return f"{table}\n\nThis build ran the scale `{scale}` on {_machine()}."
-
-
-def scoreboard(notebooks: dict, records: dict) -> str:
-    """Counts of the verdicts, then a table of claims for each record."""
-    if not records:
-        return "No chapter has recorded its claims yet."
-    verdicts = pd.Series([claim["verdict"] for record in records.values() for claim in record["claims"]])
-    counts = verdicts.value_counts().reindex(VERDICTS, fill_value=0)
-    parts = [_table(pd.DataFrame({"Verdict": map(_badge, counts.index), "Claims": counts.astype(str)}))]
-    titles = {path.stem: notebook.cells[0].source.splitlines()[0] for path, notebook in notebooks.items()}
-    for (chapter, scale), record in records.items():
-        rows = pd.DataFrame([_claim_row(claim) for claim in record["claims"]])
-        parts.append(
-            f"#{titles[chapter]}, at the scale `{scale}`\n\nDecided in [](<{chapter}.ipynb>).\n\n{_table(rows)}"
-        )
-    return "\n\n".join(parts)
+    times = table(pd.DataFrame(rows).T.rename_axis("Chapter").reset_index())
+    return f"{times}\n\nThis build ran the scale `{scale}` on {_machine()}."
 
 
 def catalogue_table() -> str:
     """All measures with their formulas, as a table."""
-    return _table(pd.DataFrame([_measure_row(measure) for measure in CATALOGUE.values()]))
+    return table(pd.DataFrame([_measure_row(measure) for measure in CATALOGUE.values()]))
 
 
 def words_outside(formula: str) -> str:
@@ -143,7 +130,7 @@ def speed_table(record: dict) -> str:
     gpu = f"on {environment['gpu']}" if environment["gpu"] else "without a GPU: none was measured, so none is shown"
     machine = f"{environment['machine']}, {environment['cores']} CPU cores of which one was used, {gpu}"
     return (
-        f"{_table(pd.DataFrame(rows))}\n\n"
+        f"{table(pd.DataFrame(rows))}\n\n"
         f"Measured on {machine}; Python {environment['python']}, torch {environment['torch']}."
     )
 
@@ -160,7 +147,7 @@ def memory_table(entries: list[dict]) -> str:
         }
         for entry in entries
     ]
-    return _table(pd.DataFrame(rows))
+    return table(pd.DataFrame(rows))
 
 
 def _speed_row(number: int, row: dict) -> dict[str, str]:
@@ -211,33 +198,6 @@ def draw_speed(rows: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def _claim_row(claim: dict) -> dict[str, str]:
-    id, criterion = claim["id"], claim["criterion"]
-    criteria = {id: criterion} if isinstance(criterion, str) else criterion
-    measured = {name: _measured(claim, name) for name in criteria}
-    figure = f" {{numref}}`{claim['figure']}`" if claim["figure"] else ""
-    return {
-        "Claim": f"{_badge(claim['verdict'])}<br>`{id}`: {claim['statement']} ({claim['source']}){figure}",
-        "Criterion": _lines(criteria, id),
-        "Measured, with 95 % interval": f"{_lines(measured, id)}<br>{len(claim['seeds'])} seeds",
-    }
-
-
-def _measured(claim: dict, name: str) -> str:
-    low, high = claim["interval"][name]
-    verdict = "" if name == claim["id"] else f", {claim['verdicts'][name]}"
-    return f"{claim['measured'][name]:.3g} ({low:.3g} … {high:.3g}){verdict}"
-
-
-def _lines(parts: dict[str, str], id: str) -> str:
-    """The parts of a claim one under the other; a claim that has only itself for a part needs no name for it."""
-    return "<br>".join(text if name == id else f"*{name}*: {text}" for name, text in parts.items())
-
-
-def _badge(verdict: str) -> str:
-    return f"{{bdg-{COLOURS[verdict]}}}`{verdict}`"
-
-
 def _times(chapter: str, notebook: nbformat.NotebookNode, scale: str, records: dict) -> dict[str, str]:
     # Measured at the scale that this book shows; at another one it stands in the record, if there is one.
     recorded = {s: records.get((chapter, s), {}).get("environment", {}).get("seconds") for s in SCALES}
@@ -256,9 +216,10 @@ def _duration(time: float) -> str:
 
 
 def _records(root: Path) -> dict[tuple[str, str], dict]:
-    """The committed records by chapter and scale."""
-    paths = sorted((root / "chapters/claims").glob("*.*.json"))
-    return {tuple(path.stem.split(".")): json.loads(path.read_text("utf-8")) for path in paths}
+    """The committed records by chapter and scale, in that order."""
+    paths = {tuple(path.stem.split(".")): path for path in (root / "chapters/claims").glob("*.*.json")}
+    keys = sorted(paths, key=lambda key: (key[0], SCALES.index(key[1])))
+    return {key: json.loads(paths[key].read_text("utf-8")) for key in keys}
 
 
 def _write_figures(notebooks, folder: Path) -> None:
@@ -294,10 +255,6 @@ def _fill(path: Path, what: str, text: str) -> None:
     if page.count(marker) != 1:
         raise ValueError(f"{path.name}: expected the line {marker.strip()!r} exactly once")
     path.write_text(page.replace(marker, text + "\n"), "utf-8")
-
-
-def _table(frame: pd.DataFrame) -> str:
-    return frame.map(lambda text: text.replace("|", r"\|")).to_markdown(index=False, disable_numparse=True)
 
 
 if __name__ == "__main__":

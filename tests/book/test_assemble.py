@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from assemble import BENCHMARKS, assemble, draw_speed, seconds, words_outside
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from scoreboard import draw_effects
 
 from genlib.measures import CATALOGUE
 
@@ -80,13 +82,40 @@ def test_run_times_are_measured_or_recorded(root):
 def test_scoreboard_counts_and_lists(root):
     assemble(root, "small")
     text = " ".join((root / "chapters/scoreboard.md").read_text().split())
-    assert "{bdg-success}`reproduced` | 2 |" in text
-    assert "{bdg-danger}`contradicted` | 0 |" in text
+    assert (
+        "At the scale `small` 2 claims were decided: 1 {bdg-success}`reproduced`, 1 {bdg-warning}`partly`. They have 3 "
+        "parts, each with a criterion of its own: 2 {bdg-success}`reproduced`, 1 {bdg-danger}`contradicted`." in text
+    )
     assert "## Memory, at the scale `gpu`" in text
     assert r"{bdg-success}`reproduced`<br>`zhang2017.1`: $\|w\|$ grows (Section 1) | it rises |" in text
     assert "0.5 (0.25 … 0.75)<br>3 seeds" in text
     assert "*slow*: -2 (-3 … -1), contradicted" in text
     assert "{numref}`fig-b`" in text
+
+
+def test_scoreboard_has_a_tile_for_every_claim_and_scale(root):
+    assemble(root, "small")
+    text = (root / "chapters/scoreboard.md").read_text()
+    tiles = re.findall(r'class="tile tile-(\w+)" href="#(\S+)".*?>(\d+)<', text)
+    expected = [("success", "1"), ("warning", "2")]
+    assert tiles == [(look, f"{scale}-zhang2017-{n}", n) for scale in ("small", "gpu") for look, n in expected]
+    assert all(text.count(f'<span id="{anchor}"></span>') == 1 for _, anchor, _ in tiles)
+
+
+def test_scoreboard_says_what_came_out_otherwise(root):
+    assemble(root, "small")
+    lines = [line for line in (root / "chapters/scoreboard.md").read_text().splitlines() if line.startswith("- ")]
+    assert len(lines) == 2, "the part that failed, at each scale"
+    assert all("{bdg-danger}`contradicted` *slow*, -2 (-3 … -1). {numref}`fig-b`." in line for line in lines)
+    assert not any("*fits*" in line for line in lines)
+
+
+def test_the_figure_of_effects_is_drawn_and_repeats(tmp_path):
+    without_spread = _claim(3, "reproduced", interval={"zhang2017.3": [0.5, 0.5]})
+    records = {("01_memory", "small"): {"claims": [_claim(1, "reproduced"), without_spread]}}
+    for name in ("a.svg", "b.svg"):
+        draw_effects(records, tmp_path / name)
+    assert (tmp_path / "a.svg").read_text() == (tmp_path / "b.svg").read_text()
 
 
 def test_named_figures_are_written(root):
