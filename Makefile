@@ -53,7 +53,7 @@ dry-runs: $(VENV)/.installed
 	for scale in gpu paper; do \
 	    rm -rf $(EMPTY); \
 	    GENLIB_DRY_RUN=1 GENLIB_SCALE=$$scale GENLIB_CACHE=$(EMPTY) OMP_NUM_THREADS=1 \
-	        $(NBMAKE)=600 $(TOGETHER) chapters || exit 1; \
+	        $(NBMAKE)=600 $(TOGETHER) chapters/[0-9]*.ipynb || exit 1; \
 	done
 
 lab: $(VENV)/.installed  ## open the chapters in JupyterLab

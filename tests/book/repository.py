@@ -1,4 +1,4 @@
-"""Set the repository's address, in `_config.yml` and in the set-up cell of every chapter."""
+"""Set the repository's address, in `_config.yml` and in the set-up cell of every notebook."""
 
 import re
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 import nbformat
 import yaml
 
-__all__ = ["SETUP_CELL", "address", "chapters", "set_address", "setup_cell"]
+__all__ = ["SETUP_CELL", "address", "chapters", "guides", "notebooks", "set_address", "setup_cell"]
 
-# The second cell of every chapter. The only place where its text is written; `make repository` fills in the address.
+# The second cell of every notebook. The only place where its text is written; `make repository` fills in the address.
 SETUP_CELL = """\
 # On Colab this installs genlib beside Colab's own torch; everywhere else it does nothing.
 import sys
@@ -37,6 +37,16 @@ def chapters(root: Path) -> list[Path]:
     return sorted((root / "chapters").glob("[0-9][0-9]_*.ipynb"))
 
 
+def guides(root: Path) -> list[Path]:
+    """The notebooks that are no chapters: they show how something is done, and decide no claim."""
+    return sorted(set((root / "chapters").glob("*.ipynb")) - set(chapters(root)))
+
+
+def notebooks(root: Path) -> list[Path]:
+    """The chapters and the guides."""
+    return chapters(root) + guides(root)
+
+
 def set_address(root: Path, new: str) -> None:
     """Write the address `new` everywhere it stands, or raise a ValueError and write nothing."""
     new = new.strip().removesuffix("/").removesuffix(".git")
@@ -45,7 +55,7 @@ def set_address(root: Path, new: str) -> None:
     old = address(root)
     config = (root / "_config.yml").read_text("utf-8")
     written = {root / "_config.yml": _replace_once(config, f'  url: "{old}"\n', f'  url: "{new}"\n', "_config.yml")}
-    for path in chapters(root):
+    for path in notebooks(root):
         notebook = nbformat.read(path, as_version=4)
         if notebook.cells[1].source != setup_cell(old):
             raise ValueError(f"{path.name}: its second cell is not the set-up cell of tests/book/repository.py")

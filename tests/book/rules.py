@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 
-__all__ = ["notebook_faults", "output_faults", "page_faults", "site_faults"]
+__all__ = ["guide_faults", "notebook_faults", "output_faults", "page_faults", "site_faults"]
 
 HIDDEN = {"hide-input", "hide-cell", "remove-cell"}
 TAGS = HIDDEN | {"hide-output"}
@@ -36,16 +36,23 @@ FORBIDDEN = {
 
 def notebook_faults(notebook: NotebookNode, setup_cell: str) -> Iterator[str]:
     """What a chapter's source does against the house rules."""
-    cells = notebook.cells
+    for pattern, what in FIRST_CELL.items():
+        if not re.search(pattern, notebook.cells[0].source):
+            yield f"the first cell lacks {what}"
+    yield from guide_faults(notebook, setup_cell)
+    yield from _exercise_faults(notebook.cells)
+
+
+def guide_faults(notebook: NotebookNode, setup_cell: str) -> Iterator[str]:
+    """What a notebook that is no chapter does against them: it needs no exercises, and no list of what it takes."""
     yield from _frame_faults(notebook, setup_cell)
     in_solution = False
-    for number, cell in enumerate(cells):
+    for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
             yield from (f"cell {number}: {fault}" for fault in _cell_faults(cell, in_solution))
         else:
             in_solution = (in_solution or "{solution-start}" in cell.source) and "{solution-end}" not in cell.source
-    yield from _prose_faults(cells)
-    yield from _exercise_faults(cells)
+    yield from _prose_faults(notebook.cells)
 
 
 def output_faults(notebook: NotebookNode) -> Iterator[str]:
@@ -102,9 +109,6 @@ def _frame_faults(notebook: NotebookNode, setup_cell: str) -> Iterator[str]:
     title, setup, *_ = notebook.cells
     if title.cell_type != "markdown":
         yield "the first cell is not Markdown"
-    for pattern, what in FIRST_CELL.items():
-        if not re.search(pattern, title.source):
-            yield f"the first cell lacks {what}"
     if setup.source != setup_cell or _tags(setup) != {"hide-cell"}:
         yield "the second cell is not the set-up cell, tagged hide-cell"
     if notebook.metadata.get("kernelspec", {}).get("name") != "python3":

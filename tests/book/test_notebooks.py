@@ -5,8 +5,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from repository import address, chapters, setup_cell
-from rules import notebook_faults, output_faults
+from repository import address, chapters, guides, setup_cell
+from rules import guide_faults, notebook_faults, output_faults
 
 ROOT = Path(__file__).parents[2]
 EXERCISE = "```{{exercise-start}} •• 10 minutes\n:label: ex-{0}\n```\nWhy is that so?\n```{{exercise-end}}\n```"
@@ -41,12 +41,19 @@ def test_chapter_keeps_the_rules(path):
     assert list(notebook_faults(notebook, setup_cell(address(ROOT)))) == []
 
 
-def test_there_are_chapters():
-    assert chapters(ROOT)
+@pytest.mark.parametrize("path", guides(ROOT), ids=lambda path: path.stem)
+def test_guide_keeps_the_rules(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert list(guide_faults(notebook, setup_cell(address(ROOT)))) == []
+
+
+def test_there_are_chapters_and_guides():
+    assert chapters(ROOT) and guides(ROOT)
 
 
 def test_faultless_notebook_has_no_faults(notebook):
     assert list(notebook_faults(notebook, setup_cell(""))) == []
+    assert list(guide_faults(notebook, setup_cell(""))) == []
     assert list(output_faults(notebook)) == []
 
 

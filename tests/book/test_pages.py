@@ -8,12 +8,13 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from playwright.sync_api import sync_playwright
-from repository import address, chapters
+from repository import address, chapters, notebooks
 from rules import output_faults, page_faults, site_faults
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build/html"
 EXECUTED = chapters(ROOT / "build/book")
+NOTEBOOKS = notebooks(ROOT / "build/book")
 PAGES = sorted((SITE / "chapters").glob("*.html"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -36,7 +37,7 @@ def _soup(path):
 
 
 def test_every_page_of_the_contents_is_there():
-    assert {path.stem for path in chapters(ROOT)} <= {path.stem for path in PAGES}
+    assert {path.stem for path in notebooks(ROOT)} <= {path.stem for path in PAGES}
     assert (SITE / "index.html").exists()
 
 
@@ -49,7 +50,7 @@ def test_site_is_faultless():
     assert list(site_faults(SITE)) == []
 
 
-@pytest.mark.parametrize("path", EXECUTED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_outputs_are_faultless(path):
     assert list(output_faults(nbformat.read(path, as_version=4))) == []
 
@@ -78,14 +79,14 @@ def test_run_times_are_filled_in():
         assert "small: " in chapter.find("article").get_text()
 
 
-def test_colab_opens_each_chapter_once_there_is_an_address():
+def test_colab_opens_each_notebook_once_there_is_an_address():
     links = {
         path.stem: [a["href"] for a in _soup(path).find_all("a", href=True) if "colab.research" in a["href"]]
         for path in PAGES
     }
     url = address(ROOT)
     for path in PAGES:
-        expected = 1 if url and path.stem in {chapter.stem for chapter in chapters(ROOT)} else 0
+        expected = 1 if url and path.stem in {notebook.stem for notebook in notebooks(ROOT)} else 0
         assert len(links[path.stem]) == expected, path.stem
 
 

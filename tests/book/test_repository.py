@@ -8,7 +8,7 @@ from unittest.mock import Mock, call
 import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
-from repository import address, chapters, set_address, setup_cell
+from repository import address, notebooks, set_address, setup_cell
 
 ROOT = Path(__file__).parents[2]
 HERE = "https://github.com/owner/name"
@@ -18,7 +18,7 @@ HERE = "https://github.com/owner/name"
 def copy(tmp_path):
     shutil.copy(ROOT / "_config.yml", tmp_path)
     (tmp_path / "chapters").mkdir()
-    for path in chapters(ROOT):
+    for path in notebooks(ROOT):
         shutil.copy(path, tmp_path / "chapters")
     return tmp_path
 
@@ -31,7 +31,7 @@ def _contents(root):
 def test_address_stands_everywhere(copy, url):
     set_address(copy, url)
     assert address(copy) == HERE
-    for path in chapters(copy):
+    for path in notebooks(copy):
         assert nbformat.read(path, as_version=4).cells[1].source == setup_cell(HERE)
 
 
@@ -75,7 +75,7 @@ def test_what_is_no_address_is_refused(copy, url):
 
 
 def test_a_changed_set_up_cell_stops_everything(copy):
-    path = chapters(copy)[-1]
+    path = notebooks(copy)[-1]
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[1].source = "import sys"
     nbformat.write(notebook, path)
