@@ -32,7 +32,7 @@ book: _build/.complete  ## run every chapter and leave the book in _build/html/i
 test: $(VENV)/.installed lint unit  ## everything that gates a change: lint, unit tests, chapters, a fresh book, its pages
 	rm -rf $(BOOK) _build/.complete $(EMPTY)
 	$(MAKE) --no-print-directory book GENLIB_CACHE=$(EMPTY)
-	$(BIN)/pytest tests/book/test_pages.py
+	$(BIN)/pytest $(TOGETHER) tests/book/test_pages.py tests/book/test_browser.py
 	$(MAKE) --no-print-directory dry-runs
 
 test-all: test  ## `test`, and the claims again on five fresh blocks of seeds
@@ -47,7 +47,7 @@ lint: $(VENV)/.installed
 	$(BIN)/codespell
 
 unit: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(TOGETHER) --ignore=tests/book/test_pages.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(TOGETHER) --ignore=tests/book/test_pages.py --ignore=tests/book/test_browser.py
 
 dry-runs: $(VENV)/.installed
 	for scale in gpu paper; do \

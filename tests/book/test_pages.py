@@ -1,13 +1,11 @@
-"""The built book, as `make book` leaves it in _build/html: complete, offline, readable on a phone."""
+"""The built book, as `make book` leaves it in _build/html: complete, and loading nothing from elsewhere."""
 
 import json
-import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from playwright.sync_api import sync_playwright
 from repository import address, chapters, notebooks
 from rules import output_faults, page_faults, site_faults
 
@@ -16,20 +14,8 @@ SITE = ROOT / "_build/html"
 EXECUTED = chapters(ROOT / "build/book")
 NOTEBOOKS = notebooks(ROOT / "build/book")
 PAGES = sorted((SITE / "chapters").glob("*.html"))
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 pytestmark = pytest.mark.skipif(not (ROOT / "_build/.complete").exists(), reason="the book is not built: make book")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: the pages are not tried in a browser")
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
 
 
 def _soup(path):
@@ -95,24 +81,3 @@ def test_every_page_says_how_to_cite_and_report():
         footer = _soup(path).find("footer", class_="bd-footer-content") or _soup(path).find(class_="bd-footer-content")
         assert "Cite as" in footer.get_text(), path.stem
         assert "Open an issue" in footer.get_text(), path.stem
-
-
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_page_in_a_browser_on_a_phone(browser, path):
-    page = browser.new_page(viewport={"width": 390, "height": 844})
-    requested, errors = [], []
-    page.on("request", lambda request: requested.append(request.url))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(path.as_uri(), wait_until="load")
-    if page.locator(".math").count():
-        page.wait_for_selector("mjx-container")
-        page.evaluate("MathJax.startup.promise")
-    width = page.evaluate("document.documentElement.scrollWidth")
-    broken = page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")
-    formulas_in_error = page.locator("mjx-merror").count()
-    page.close()
-    assert [url for url in requested if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert errors == []
-    assert broken == []
-    assert formulas_in_error == 0
-    assert width <= 390
