@@ -9,6 +9,10 @@ export GENLIB_SCALE ?= small
 export GENLIB_SEED  ?= 0
 export GENLIB_CACHE ?= $(CURDIR)/.cache
 
+# Dry runs try the larger scales. Of these `test` takes one, by turns from commit to commit.
+SCALES   ?= gpu paper
+LARGER   := $(word $(shell echo $$(($$(git rev-list --count HEAD 2>/dev/null || echo 0) % 2 + 1))),gpu paper)
+
 BOOK     := build/book
 EMPTY    := $(CURDIR)/build/empty-cache
 # Of one thread each. The chapters of a book run one after the other: they time themselves and share out the cores.
@@ -16,9 +20,9 @@ JOBS     ?= 2
 TOGETHER := -n $(JOBS) --dist worksteal
 NBMAKE   := $(BIN)/pytest --nbmake --nbmake-timeout
 SOURCES  := $(wildcard genlib/*.py chapters/*.ipynb chapters/claims/*.json chapters/records/*)
-PAGES    := $(wildcard chapters/*.md chapters/*.bib chapters/_static/*) _config.yml _toc.yml tests/book/assemble.py tests/benchmarks/record.json
+PAGES    := $(wildcard chapters/assignments/release/*/*.ipynb chapters/*.md chapters/*.bib chapters/_static/*) _config.yml _toc.yml tests/book/assemble.py tests/benchmarks/record.json
 
-.PHONY: help book test test-all lint unit dry-runs lab bench record repository clean always
+.PHONY: help book test test-all lint unit dry-runs lab bench record assignments grade-demo grade totals repository clean always
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
@@ -33,12 +37,14 @@ test: $(VENV)/.installed lint unit  ## everything that gates a change: lint, uni
 	rm -rf $(BOOK) _build/.complete $(EMPTY)
 	$(MAKE) --no-print-directory book GENLIB_CACHE=$(EMPTY)
 	$(BIN)/pytest $(TOGETHER) tests/book/test_pages.py tests/book/test_browser.py
-	$(MAKE) --no-print-directory dry-runs
+	$(MAKE) --no-print-directory dry-runs SCALES=$(LARGER)
 
-test-all: test  ## `test`, and the claims again on five fresh blocks of seeds
+test-all: test  ## `test`, every notebook as on Colab, both larger scales, and the claims on five fresh blocks of seeds
+	$(MAKE) --no-print-directory dry-runs
+	GENLIB_COLAB=all $(BIN)/pytest tests/book/test_colab.py
 	for seed in 1 2 3 4 5; do \
 	    rm -rf $(EMPTY); \
-	    GENLIB_SEED=$$seed GENLIB_CACHE=$(EMPTY) $(NBMAKE)=600 chapters || exit 1; \
+	    GENLIB_SEED=$$seed GENLIB_CACHE=$(EMPTY) $(NBMAKE)=3000 chapters/[0-9]*.ipynb || exit 1; \
 	done
 
 lint: $(VENV)/.installed
@@ -50,7 +56,7 @@ unit: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(TOGETHER) --ignore=tests/book/test_pages.py --ignore=tests/book/test_browser.py
 
 dry-runs: $(VENV)/.installed
-	for scale in gpu paper; do \
+	for scale in $(SCALES); do \
 	    rm -rf $(EMPTY); \
 	    GENLIB_DRY_RUN=1 GENLIB_SCALE=$$scale GENLIB_CACHE=$(EMPTY) OMP_NUM_THREADS=1 \
 	        $(NBMAKE)=600 $(TOGETHER) chapters/[0-9]*.ipynb || exit 1; \
@@ -64,6 +70,19 @@ bench: $(VENV)/.installed  ## time the kernels against their peers and write tes
 
 record: $(VENV)/.installed  ## run the chapters on seed block 1 and write their claims and populations of networks
 	GENLIB_RECORD=1 GENLIB_SEED=1 $(NBMAKE)=1000000 chapters
+
+assignments: $(VENV)/.installed  ## make the releases of the assignments from their sources; NAME= for one of them
+	@$(BIN)/python tests/book/assignments.py release $(NAME)
+
+grade-demo: $(VENV)/.installed  ## grade three example submissions: right, blank, hard-coded; NAME= for one assignment
+	@$(BIN)/python tests/book/assignments.py demo $(NAME)
+
+grade: $(VENV)/.installed  ## grade submissions: make grade SUBMISSIONS=folder COURSE=folder OVERLAY=folder NAME=assignment
+	@$(BIN)/python tests/book/assignments.py grade "$(SUBMISSIONS)" "$(COURSE)" \
+	    $(if $(OVERLAY),--overlay "$(OVERLAY)") $(if $(NAME),--name $(NAME))
+
+totals: $(VENV)/.installed  ## write the points of a course again, after marking by hand: make totals COURSE=folder
+	@$(BIN)/python tests/book/assignments.py totals "$(COURSE)"
 
 repository: $(VENV)/.installed  ## set the repository's address: make repository URL=https://github.com/owner/name
 	@$(BIN)/python tests/book/repository.py "$(URL)"
@@ -85,6 +104,7 @@ _build/.complete: $(BOOK)/.executed $(PAGES)
 	rm -rf _build/html _build/.doctrees
 	cp _config.yml _toc.yml $(BOOK)
 	cp -R chapters/*.md chapters/*.bib chapters/_static $(BOOK)/chapters
+	cp -R chapters/assignments/release $(BOOK)/chapters/assignments
 	$(BIN)/python tests/book/assemble.py $(BOOK) $(GENLIB_SCALE)
 	$(BIN)/jupyter-book build $(BOOK) --path-output . --quiet -W --keep-going -n
 	@touch $@
@@ -93,6 +113,7 @@ $(BOOK)/.executed: $(VENV)/.installed $(SOURCES) $(BOOK).knobs
 	rm -rf $(BOOK)
 	mkdir -p $(BOOK)/chapters
 	cp -R chapters/* $(BOOK)/chapters
+	rm -rf $(BOOK)/chapters/assignments/source
 	$(NBMAKE)=1000000 --overwrite $(BOOK)/chapters
 	@touch $@
 

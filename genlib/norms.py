@@ -288,6 +288,7 @@ def _each(network: Network, norms: list[Tensor]) -> Tensor:
 
 
 def require_nonzero(norms: Tensor) -> Tensor:
+    """The norms as they are. One of them zero: ValueError, since what divides by it has no value."""
     if not norms.all():
         raise ValueError("network: a layer has no weight other than zero, and this divides by its norm; leave it out")
     return norms

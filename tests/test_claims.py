@@ -86,6 +86,41 @@ def test_record_round_trip_and_a_verdict_that_differs(chapter, monkeypatch, tmp_
         chapter.check()
 
 
+@pytest.mark.parametrize(
+    ("effects", "agrees"),
+    [
+        ([0.9, 1.0, 1.1], True),
+        ([0.3, 1.0, -0.2], True),  # not at this scale, on an interval around the recorded one
+        ([0.0, 0.1, -0.1], False),  # not at this scale, and far from the record
+        ([-0.9, -1.0, -1.1], False),
+    ],
+)
+def test_a_verdict_may_differ_only_where_intervals_overlap(chapter, monkeypatch, effects, agrees):
+    state(chapter, {"a": "a above 0", "b": "b above 0"}).decide(
+        {"a": [0.9, 1.0, 1.1], "b": [1.9, 2.0, 2.1]}, seeds=range(3)
+    )
+    monkeypatch.setenv("GENLIB_RECORD", "1")
+    chapter.check()
+    monkeypatch.delenv("GENLIB_RECORD")
+    chapter["paper.1"].decide({"a": effects, "b": [1.9, 2.0, 2.1]}, seeds=range(3))
+    if agrees:
+        assert "verdicts are those of the record" in chapter.check()
+    else:
+        with pytest.raises(AssertionError, match=r"paper\.1: recorded"):
+            chapter.check()
+
+
+def test_parts_of_other_names_are_another_claim(chapter, monkeypatch):
+    state(chapter, {"a": "a above 0"}).decide({"a": [0.9, 1.0, 1.1]}, seeds=range(3))
+    monkeypatch.setenv("GENLIB_RECORD", "1")
+    chapter.check()
+    monkeypatch.delenv("GENLIB_RECORD")
+    chapter.claims.clear()
+    state(chapter, {"b": "b above 0"}).decide({"b": [0.3, 1.0, -0.2]}, seeds=range(3))
+    with pytest.raises(AssertionError, match=r"paper\.1: recorded reproduced, here not at this scale"):
+        chapter.check()
+
+
 def test_a_claim_that_vanished_or_was_left_open_is_noticed(chapter, monkeypatch):
     state(chapter)
     with pytest.raises(ValueError, match="stated, not decided"):

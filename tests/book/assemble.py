@@ -3,8 +3,8 @@
 In the folder of executed chapters this writes
 - the configuration: execution off, and what depends on the repository's address,
 - figures/<name>: every named figure of the chapters, for other pages to show,
-- the scoreboard of claims, the table of execution times, the catalogue of measures, and the table and figure of the
-  benchmarks,
+- the scoreboard of claims, the table of execution times, the catalogue of measures, the reference of genlib, and the
+  table and figure of the benchmarks,
 - each chapter's run time, where its first cell links to that table.
 """
 
@@ -22,6 +22,7 @@ import nbformat
 import pandas as pd
 import torch
 import yaml
+from reference import reference
 from repository import chapters
 from scoreboard import draw_effects, scoreboard
 from tables import table
@@ -32,6 +33,7 @@ from genlib.measures import CATALOGUE, Measure
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks/record.json"
 SUFFIXES = {"image/svg+xml": ".svg", "image/png": ".png"}
 SCALES = ("small", "gpu", "paper")
+SLOT = re.compile(r"^% the reference of (\w+) goes here$", re.MULTILINE)
 TIMES_LINK = "[execution times](execution_times.md)"
 INVARIANCES = {
     "layer scaling": "scale",
@@ -54,6 +56,9 @@ def assemble(root: Path, scale: str, benchmarks: Path = BENCHMARKS) -> None:
     draw_effects(records, root / "chapters/figures/effects.svg")
     _fill(root / "chapters/execution_times.md", "the table of execution times", times_table(notebooks, scale, records))
     _fill(root / "chapters/catalogue.md", "the catalogue", catalogue_table())
+    for page in sorted((root / "chapters").glob("reference_*.md")):
+        for module in SLOT.findall(page.read_text("utf-8")):
+            _fill(page, f"the reference of {module}", reference(module))
     speed = json.loads(benchmarks.read_text("utf-8"))
     speed["rows"].sort(key=lambda row: (row["kernel"], row["case"]))  # numbered alike in the table and in the figure
     draw_speed(speed["rows"], root / "chapters/figures/speed.svg")

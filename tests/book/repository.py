@@ -1,4 +1,4 @@
-"""Set the repository's address, in `_config.yml` and in the set-up cell of every notebook."""
+"""Set the repository's address: in `_config.yml`, the README, and the set-up cell of every notebook."""
 
 import re
 import sys
@@ -7,7 +7,17 @@ from pathlib import Path
 import nbformat
 import yaml
 
-__all__ = ["SETUP_CELL", "address", "chapters", "guides", "notebooks", "set_address", "setup_cell"]
+__all__ = [
+    "SETUP_CELL",
+    "address",
+    "assignments",
+    "badges",
+    "chapters",
+    "guides",
+    "notebooks",
+    "set_address",
+    "setup_cell",
+]
 
 # The second cell of every notebook. The only place where its text is written; `make repository` fills in the address.
 SETUP_CELL = """\
@@ -18,6 +28,9 @@ REPOSITORY, TAG = "{address}", "main"
 if "google.colab" in sys.modules and REPOSITORY:
     %pip install -q "generalization-measures @ git+{{REPOSITORY}}@{{TAG}}"
 """
+
+BADGES = re.compile(r"(?<=<!-- badges -->\n).*?(?=<!-- end of badges -->)", re.DOTALL)
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
 ADDRESS = re.compile(r"https://github\.com/[A-Za-z0-9][A-Za-z0-9-]{0,38}/(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}")
 
@@ -47,6 +60,21 @@ def notebooks(root: Path) -> list[Path]:
     return chapters(root) + guides(root)
 
 
+def assignments(root: Path) -> list[Path]:
+    """The assignments' notebooks, releases and sources."""
+    return sorted((root / "chapters/assignments").glob("[rs]*/*/*.ipynb"))
+
+
+def badges(root: Path, address: str) -> str:
+    """A badge for each notebook that opens it in Colab, as the lines of a list."""
+    colab = address.replace("https://github.com", "https://colab.research.google.com/github")
+    lines = []
+    for path in notebooks(root):
+        title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
+        lines.append(f"- [![Open in Colab]({BADGE})]({colab}/blob/main/chapters/{path.name}) {title}\n")
+    return "".join(lines)
+
+
 def set_address(root: Path, new: str) -> None:
     """Write the address `new` everywhere it stands, or raise a ValueError and write nothing."""
     new = new.strip().removesuffix("/").removesuffix(".git")
@@ -55,7 +83,11 @@ def set_address(root: Path, new: str) -> None:
     old = address(root)
     config = (root / "_config.yml").read_text("utf-8")
     written = {root / "_config.yml": _replace_once(config, f'  url: "{old}"\n', f'  url: "{new}"\n', "_config.yml")}
-    for path in notebooks(root):
+    readme = (root / "README.md").read_text("utf-8")
+    if not BADGES.search(readme):
+        raise ValueError("README.md: the place for badges, between <!-- badges --> and <!-- end of badges -->, is gone")
+    written[root / "README.md"] = BADGES.sub(badges(root, new), readme)
+    for path in notebooks(root) + assignments(root):
         notebook = nbformat.read(path, as_version=4)
         if notebook.cells[1].source != setup_cell(old):
             raise ValueError(f"{path.name}: its second cell is not the set-up cell of tests/book/repository.py")

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from assemble import BENCHMARKS, assemble, draw_speed, seconds, words_outside
+from assemble import BENCHMARKS, _records, assemble, draw_speed, seconds, words_outside
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from scoreboard import draw_effects
 
@@ -220,3 +220,17 @@ def test_a_page_without_its_slot_is_refused(root):
 )
 def test_the_words_of_a_formula_can_wrap(formula, expected):
     assert words_outside(formula) == expected
+
+
+def test_what_did_not_reproduce_names_every_such_claim():
+    records = [json.loads(path.read_text("utf-8")) for path in (ROOT / "chapters/claims").glob("*.json")]
+    claims = {claim["id"]: claim["verdict"] for record in records for claim in record["claims"]}
+    text = (ROOT / "chapters/what_did_not_reproduce.md").read_text("utf-8")
+    named = set(re.findall(r"\*\*(\w+\.\d+)\.?\*\*", text))
+    assert named == {id for id, verdict in claims.items() if verdict != "reproduced"}
+
+
+def test_the_picture_of_the_readme_is_that_of_the_records(tmp_path):
+    draw_effects(_records(ROOT), tmp_path / "effects.svg")
+    drawn, committed = (path.read_text("utf-8") for path in (tmp_path / "effects.svg", ROOT / ".github/scoreboard.svg"))
+    assert drawn == committed, "copy _build/html/_images/effects.svg to .github/scoreboard.svg"

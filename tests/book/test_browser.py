@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / "_build/.complete").exists(), reason="the book is not built: make book"),
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
 ]
-every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(SITE / "chapters")))
 
 
 class _Quiet(SimpleHTTPRequestHandler):

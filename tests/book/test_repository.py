@@ -8,7 +8,7 @@ from unittest.mock import Mock, call
 import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
-from repository import address, notebooks, set_address, setup_cell
+from repository import address, assignments, notebooks, set_address, setup_cell
 
 ROOT = Path(__file__).parents[2]
 HERE = "https://github.com/owner/name"
@@ -16,11 +16,20 @@ HERE = "https://github.com/owner/name"
 
 @pytest.fixture
 def copy(tmp_path):
-    shutil.copy(ROOT / "_config.yml", tmp_path)
+    for name in ("_config.yml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "chapters").mkdir()
     for path in notebooks(ROOT):
         shutil.copy(path, tmp_path / "chapters")
+    for kind in ("release", "source"):
+        shutil.copytree(ROOT / f"chapters/assignments/{kind}", tmp_path / f"chapters/assignments/{kind}")
     return tmp_path
+
+
+def test_each_assignment_has_its_release():
+    kinds = [path.parts[-3] for path in assignments(ROOT)]
+    assert kinds.count("release") == kinds.count("source") > 0
+    assert len(kinds) == 2 * kinds.count("source")
 
 
 def _contents(root):
@@ -31,7 +40,7 @@ def _contents(root):
 def test_address_stands_everywhere(copy, url):
     set_address(copy, url)
     assert address(copy) == HERE
-    for path in notebooks(copy):
+    for path in notebooks(copy) + assignments(copy):
         assert nbformat.read(path, as_version=4).cells[1].source == setup_cell(HERE)
 
 
@@ -44,10 +53,21 @@ def test_round_trip_changes_nothing_else(copy):
     assert _contents(copy) == first
 
 
+def test_readme_gets_a_badge_for_every_notebook(copy):
+    set_address(copy, HERE)
+    badges = [line for line in (copy / "README.md").read_text().splitlines() if "colab-badge" in line]
+    assert len(badges) == len(notebooks(copy))
+    for path, badge in zip(notebooks(copy), badges, strict=True):
+        assert f"github/owner/name/blob/main/chapters/{path.name})" in badge
+        assert (ROOT / "chapters" / path.name).exists()
+
+
 def test_only_the_address_changes(copy):
     before = _contents(copy)
     set_address(copy, "https://github.com/somewhere/else")
     for path, after in _contents(copy).items():
+        if path.name == "README.md":
+            continue
         changed = [line for line in after.splitlines() if line not in before[path].splitlines()]
         assert len(changed) == 1, path.name
 

@@ -1,0 +1,2 @@
+def graft(network, pairs, size, seed):
+    return network

@@ -1,0 +1,265 @@
+"""The assignments: releases give nothing away, and marks go to those who solved them."""
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from assignments import (
+    EXAMPLES,
+    HIDDEN,
+    HOME,
+    ROOT,
+    example,
+    grade,
+    grades,
+    main,
+    marks,
+    points_table,
+    read,
+    release,
+    replace_cells,
+    sheets,
+)
+from nbgrader.api import Gradebook
+
+SCRIPT = Path(__file__).parent / "assignments.py"
+AUTOMATIC = ("kernel-public", "kernel-hidden", "experiment-public", "experiment-hidden")
+BY_HAND = ("question", "proof")
+FIRST = sheets()[0]
+
+
+def _run(*arguments, **options):
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
+
+
+def _grade(folder, submissions, name, *options):
+    """The table of marks for notebooks, or texts, by student."""
+    for student, content in submissions.items():
+        path = folder / "submitted" / student / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else nbformat.writes(content), "utf-8")
+    done = _run("grade", folder / "submitted", folder / "course", "--name", name, *options)
+    assert done.returncode == 0, done.stderr
+    return pd.read_csv(folder / "course/grades.csv", index_col="student", keep_default_na=False)
+
+
+def _most(name):
+    return {id: cell.metadata.nbgrader.get("points") for id, cell in marks(read(HOME / "source", name)).items()}
+
+
+def _secrets(notebook):
+    """The lines of solutions, of hidden tests and of model answers."""
+    for cell in notebook.cells:
+        tags = cell.metadata.get("nbgrader", {})
+        if cell.cell_type == "markdown" and tags.get("solution"):
+            yield from cell.source.splitlines()
+        for kind in ("SOLUTION", "HIDDEN TESTS"):
+            for part in re.findall(rf"BEGIN {kind}\n(.*?)### END {kind}", cell.source, re.DOTALL):
+                yield from part.splitlines()
+
+
+def test_there_is_an_assignment_for_each_chapter():
+    assert sheets() == sorted(path.stem for path in (ROOT / "chapters").glob("[0-9][0-9]_*.ipynb"))
+
+
+def test_releases_are_what_the_sources_give(tmp_path):
+    release(sheets(), tmp_path)
+    made, committed = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path, HOME / "release")
+    )
+    assert made == committed
+
+
+@pytest.mark.parametrize("name", sheets())
+def test_release_gives_nothing_away(name):
+    source = read(HOME / "source", name)
+    text = "\n".join(cell.source for cell in read(HOME / "release", name).cells)
+    told = "\n".join(cell.source for cell in source.cells if not list(_secrets(nbformat.v4.new_notebook(cells=[cell]))))
+    secrets = {line.strip() for line in _secrets(source) if len(line.strip()) > 25 and line.strip() not in told}
+    assert len(secrets) > 40
+    assert not [line for line in secrets if line in text]
+    assert not re.search(r"(?i)BEGIN|rubric", text)
+    assert text.count("YOUR ANSWER HERE") == 3  # two cells, and the sentence that names them
+    assert "raise NotImplementedError()" in text
+
+
+@pytest.mark.parametrize("name", sheets())
+def test_sheet_is_in_order(name):
+    notebook = read(HOME / "source", name)
+    points = {id: most for id, most in _most(name).items() if most is not None}
+    assert tuple(points) == AUTOMATIC + BY_HAND
+    assert sum(points.values()) == 100
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)
+    cells = marks(notebook)
+    assert all((HIDDEN in cells[id].source) == id.endswith("hidden") for id in AUTOMATIC)
+    for id in BY_HAND:
+        rubric = cells[id].source.partition("**Rubric**")[2]
+        assert f"({points[id]} points)" in rubric
+        assert sum(map(int, re.findall(r"(\d+): ", rubric))) == points[id]
+    table = dict(re.findall(r"^\| ([A-D]) \|.*\| (\d+) \|$", notebook.cells[0].source, re.MULTILINE))
+    both = [points[f"{part}-public"] + points[f"{part}-hidden"] for part in ("kernel", "experiment")]
+    assert list(map(int, table.values())) == [*both, *(points[id] for id in BY_HAND)]
+    assert re.search(r"\*\*Time\.\*\* About \d+ minutes", notebook.cells[0].source)
+
+
+@pytest.mark.parametrize("name", sheets())
+def test_marks_go_to_those_who_solved_it(name, tmp_path):
+    table = _grade(tmp_path, {kind: example(kind, name) for kind in EXAMPLES}, name)
+    most, hidden = _most(name), [id for id in AUTOMATIC if id.endswith("hidden")]
+    public = [id for id in AUTOMATIC if id.endswith("public")]
+    assert {id: table.loc["right", id] for id in AUTOMATIC} == {id: most[id] for id in AUTOMATIC}
+    assert table.loc["right", "to mark"] == sum(most[id] for id in BY_HAND)
+    assert (table.loc["blank", [*AUTOMATIC, *BY_HAND, "points", "to mark"]] == 0).all()
+    assert [table.loc["hard-coded", id] for id in public] == [most[id] for id in public]
+    assert (table.loc["hard-coded", hidden] == 0).all()
+    assert table.remarks.to_dict() == {"right": "", "blank": "not signed", "hard-coded": ""}
+    totals = pd.read_csv(tmp_path / "course/lms.csv", index_col="student")
+    assert totals.total.to_dict() == totals[name].to_dict() == table.points.to_dict()
+
+
+def test_bad_submissions_are_graded_as_far_as_they_go(tmp_path):
+    sources = {
+        "endless": "while True:\n    pass",
+        "quitting": "import os\n\nos._exit(1)",
+        "borrowed": 'STUDENT_ID = "somebody else"',
+    }
+    submissions = {student: example("blank", FIRST) for student in sources} | {"torn": '{"cells": ['}
+    for student, source in sources.items():
+        cells = marks(submissions[student])
+        cells["student"].source = source
+        submissions[student].cells = [cells["student"], cells["kernel-public"]]  # the others were deleted
+    table = _grade(tmp_path, submissions, FIRST, "--timeout", 3)
+    assert (table.points == 0).all()
+    assert table.remarks["endless"] == "not signed"
+    assert table.remarks["borrowed"] == "signed 'somebody else'"
+    assert "could not be graded" in table.remarks["quitting"] and "DeadKernelError" in table.remarks["quitting"]
+    assert "could not be graded" in table.remarks["torn"]
+    outputs = marks(read(tmp_path / "course/autograded/endless", FIRST))["student"].outputs
+    assert any(output.get("ename") in ("CellTimeoutError", "KeyboardInterrupt") for output in outputs)
+
+
+def test_private_tests_take_the_place_of_public_ones_until_graded_again(tmp_path):
+    overlay = tmp_path / "overlay"
+    shutil.copytree(HOME / "overlay_template", overlay)
+    (overlay / FIRST / "experiment-hidden.py").write_text(f"{HIDDEN}\nassert False\n### END HIDDEN TESTS\n")
+    table = _grade(tmp_path, {"right": example("right", FIRST)}, FIRST, "--overlay", overlay)
+    assert table.loc["right", "kernel-hidden"] == _most(FIRST)["kernel-hidden"]
+    assert table.loc["right", "experiment-hidden"] == 0
+    assert "Private tests" in marks(read(tmp_path / "course/autograded/right", FIRST))["kernel-hidden"].source
+    with Gradebook(f"sqlite:///{tmp_path / 'course/gradebook.db'}") as gradebook:
+        gradebook.find_grade("question", FIRST, FIRST, "right").manual_score = 7
+        gradebook.db.commit()
+    table = _grade(tmp_path, {"right": example("right", FIRST)}, FIRST)  # graded again, with the public tests
+    assert table.loc["right", "experiment-hidden"] == _most(FIRST)["experiment-hidden"]
+    assert table.loc["right", "question"] == 7
+
+
+def test_template_of_the_overlay_fits():
+    for folder in (HOME / "overlay_template").iterdir():
+        notebook = read(HOME / "source", folder.name)
+        before = {id: cell.source for id, cell in marks(notebook).items()}
+        after = {id: cell.source for id, cell in marks(replace_cells(notebook, folder, tests=True)).items()}
+        assert {id for id in before if before[id] != after[id]} == {path.stem for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "fault"),
+    [
+        ("kernel.py", HIDDEN, "no cell of this assignment"),
+        ("kernel-hiden.py", HIDDEN, "kernel-hidden.py"),
+        ("kernel-hidden.txt", HIDDEN, "no cell of this assignment"),
+        ("kernel-hidden.py", "assert True", "students would get these tests"),
+    ],
+)
+def test_overlay_that_does_not_fit_is_refused(tmp_path, file, text, fault):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=fault):
+        replace_cells(read(HOME / "source", FIRST), tmp_path, tests=True)
+
+
+@pytest.mark.parametrize("name", ["08_more", "1", "01_memorization.ipynb"])
+def test_unknown_name_is_refused_with_the_names(name):
+    with pytest.raises(ValueError, match=", ".join(sheets())):
+        sheets(name)
+
+
+def test_refusal_is_one_line_and_leaves_nothing(tmp_path):
+    done = _run("grade", tmp_path, tmp_path / "course", "--name", "08_more")
+    assert done.returncode == 1
+    assert done.stderr.startswith("NAME is '08_more'") and done.stderr.count("\n") == 1
+    assert not done.stdout and not list(tmp_path.iterdir())
+
+
+def test_folders_that_do_not_fit_are_refused(tmp_path):
+    (tmp_path / "nobody/.hidden").mkdir(parents=True)
+    (tmp_path / "overlay/chapter 1").mkdir(parents=True)
+    (tmp_path / "submitted/ada").mkdir(parents=True)
+    course = tmp_path / "course"
+    for submissions, overlay, fault in (
+        ("nowhere", None, "there is no folder"),
+        ("nobody", None, "one for each student"),
+        ("submitted", "nowhere", "there is no folder"),
+        ("submitted", "overlay", "chapter 1"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            grade([FIRST], tmp_path / submissions, course, overlay=overlay and tmp_path / overlay)
+    assert not course.exists()
+    with pytest.raises(ValueError, match="no graded submission"):
+        grades(tmp_path / "submitted")
+    assert [path.name for path in (tmp_path / "submitted").iterdir()] == ["ada"]
+
+
+@pytest.mark.parametrize("command", [("grade", "", ""), ("totals", "")])
+def test_folder_that_is_not_given_is_asked_for(command, capsys):
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "give SUBMISSIONS= and COURSE=" in capsys.readouterr().err
+
+
+def test_make_names_the_targets_that_the_pages_name():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for page in ("assignments_for_instructors", "assignments_for_students"):
+        text = (ROOT / f"chapters/{page}.md").read_text("utf-8")
+        for target in re.findall(r"\bmake ([a-z-]+)", text):
+            assert re.search(rf"(?m)^{target}:", makefile), f"{page}: make {target}"
+
+
+def test_instructors_see_the_points():
+    assert points_table() in (ROOT / "chapters/assignments_for_instructors.md").read_text("utf-8")
+
+
+def test_contents_list_releases_and_nothing_else():
+    contents = (ROOT / "_toc.yml").read_text("utf-8")
+    listed = re.findall(r"file: (chapters/assignments/\S+)", contents)
+    assert listed == [f"chapters/assignments/release/{name}/{name}" for name in sheets()]
+    config = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
+    assert any(Path(f"{path}.ipynb").match(config["execute"]["exclude_patterns"][0]) for path in listed)
+    assert "chapters/assignments/source" in config["exclude_patterns"]
+
+
+@pytest.mark.parametrize(("dry", "left_out"), [("0", ["release/*"]), ("1", ["release/*", "source/*"])])
+def test_dry_runs_leave_the_sources_out(monkeypatch, dry, left_out):
+    monkeypatch.setenv("GENLIB_DRY_RUN", dry)
+    assert runpy.run_path(str(HOME / "conftest.py"))["collect_ignore_glob"] == left_out
+
+
+def test_container_copies_what_is_there_and_runs_without_rights():
+    lines = (HOME / "Dockerfile").read_text("utf-8").splitlines()
+    copied = [source for line in lines if line.startswith("COPY") for source in line.split()[1:-1]]
+    assert "requirements.txt" in copied and all((ROOT / source).exists() for source in copied)
+    assert lines.index("USER grader") > max(i for i, line in enumerate(lines) if line.startswith("RUN"))
+    page = (ROOT / "chapters/assignments_for_instructors.md").read_text("utf-8")
+    (call,) = re.findall(r"docker run (?:.*\\\n)*.*", page)
+    assert all(option in call for option in ("--network none", "--read-only", "submissions:ro", "overlay:ro"))

@@ -1,0 +1,48 @@
+"""The reference pages hold every public name of genlib, as it is written."""
+
+import re
+from pathlib import Path
+
+import pytest
+from assemble import SLOT
+from reference import reference
+
+import genlib
+
+CHAPTERS = Path(__file__).parents[2] / "chapters"
+MODULES = sorted(
+    path.stem for path in Path(genlib.__file__).parent.glob("[a-z]*.py") if "__all__ = [" in path.read_text("utf-8")
+)
+
+
+def test_every_module_has_its_place():
+    slots = [name for page in CHAPTERS.glob("reference_*.md") for name in SLOT.findall(page.read_text("utf-8"))]
+    assert sorted(slots) == MODULES
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_function_is_described(name):
+    text = reference(name)
+    sections = re.findall(rf"^### `{name}\.(\w+)`\n\n```python\n(.*?)\n```\n\n(\S)", text, re.DOTALL | re.MULTILINE)
+    assert len(sections) == text.count("\n### ") > 0
+    for member, signature, _ in sections:
+        assert re.match(rf"(def|class) {member}\b", signature)
+        assert '"""' not in signature
+
+
+def test_a_signature_is_that_of_the_source():
+    text = reference("margins")
+    assert 'def margin_percentile(\n    margins: Float[Tensor, "*models samples"], percent: float | int' in text
+
+
+def test_text_keeps_its_signs_and_code_its_form():
+    text = reference("norms")
+    assert r"‖W‖\_F of each layer" in text
+    assert '`register_norm(MyDiagonal, lambda layer, t: torch.diag(t["weight"]))`' in text
+
+
+def test_methods_and_properties_stand_with_their_class():
+    text = reference("ranking")
+    assert "`Ranking.scores`\n: One row a measure" in text
+    assert "`Ranking.quantile(share)`\n: As `scores`" in text
+    assert "Ranking._table" not in text
