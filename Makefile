@@ -20,7 +20,7 @@ JOBS     ?= 2
 TOGETHER := -n $(JOBS) --dist worksteal
 NBMAKE   := $(BIN)/pytest --nbmake --nbmake-timeout
 SOURCES  := $(wildcard genlib/*.py chapters/*.ipynb chapters/claims/*.json chapters/records/*)
-PAGES    := $(wildcard chapters/assignments/release/*/*.ipynb chapters/*.md chapters/*.bib chapters/_static/*) _config.yml _toc.yml tests/book/assemble.py tests/benchmarks/record.json
+PAGES    := $(wildcard chapters/assignments/release/*/*.ipynb chapters/*.md chapters/*.bib chapters/_static/*) _config.yml _toc.yml $(wildcard tests/book/*.py) tests/benchmarks/record.json
 
 .PHONY: help book test test-all lint unit dry-runs lab bench record assignments grade-demo grade totals repository clean always
 .DELETE_ON_ERROR:

@@ -3,8 +3,8 @@
 In the folder of executed chapters this writes
 - the configuration: execution off, and what depends on the repository's address,
 - figures/<name>: every named figure of the chapters, for other pages to show,
-- the scoreboard of claims, the table of execution times, the catalogue of measures, the reference of genlib, and the
-  table and figure of the benchmarks,
+- the scoreboard of claims, the table of execution times, the catalogue of measures and its short form, the
+  reference of genlib, and the table and figure of the benchmarks,
 - each chapter's run time, where its first cell links to that table.
 """
 
@@ -22,26 +22,20 @@ import nbformat
 import pandas as pd
 import torch
 import yaml
+from catalogue import catalogue_table, cheat_sheet
 from reference import reference
 from repository import chapters
 from scoreboard import draw_effects, scoreboard
 from tables import table
 
 from genlib import plots
-from genlib.measures import CATALOGUE, Measure
 
+RANKED = Path(__file__).parents[2] / "chapters/records/07_predicting_generalization.small.parquet"
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks/record.json"
 SUFFIXES = {"image/svg+xml": ".svg", "image/png": ".png"}
 SCALES = ("small", "gpu", "paper")
 SLOT = re.compile(r"^% the reference of (\w+) goes here$", re.MULTILINE)
 TIMES_LINK = "[execution times](execution_times.md)"
-INVARIANCES = {
-    "layer scaling": "scale",
-    "Dinh per layer": "layers",
-    "Dinh per neuron": "units",
-    "permutation": "order",
-}
-NEEDS = {"initial": "start", "first_epoch": "first epoch"}
 
 
 def assemble(root: Path, scale: str, benchmarks: Path = BENCHMARKS) -> None:
@@ -56,6 +50,7 @@ def assemble(root: Path, scale: str, benchmarks: Path = BENCHMARKS) -> None:
     draw_effects(records, root / "chapters/figures/effects.svg")
     _fill(root / "chapters/execution_times.md", "the table of execution times", times_table(notebooks, scale, records))
     _fill(root / "chapters/catalogue.md", "the catalogue", catalogue_table())
+    _fill(root / "chapters/cheat_sheet.md", "the cheat sheet", cheat_sheet(RANKED))
     for page in sorted((root / "chapters").glob("reference_*.md")):
         for module in SLOT.findall(page.read_text("utf-8")):
             _fill(page, f"the reference of {module}", reference(module))
@@ -91,41 +86,6 @@ def times_table(notebooks: dict, scale: str, records: dict) -> str:
     rows = {f"[](<{path.name}>)": _times(path.stem, notebook, scale, records) for path, notebook in notebooks.items()}
     times = table(pd.DataFrame(rows).T.rename_axis("Chapter").reset_index())
     return f"{times}\n\nThis build ran the scale `{scale}` on {_machine()}."
-
-
-def catalogue_table() -> str:
-    """All measures with their formulas, as a table."""
-    return table(pd.DataFrame([_measure_row(measure) for measure in CATALOGUE.values()]))
-
-
-def words_outside(formula: str) -> str:
-    """The formula in parts that can wrap: words, but for those of an index, and what a comma and a space end."""
-    parts, depth = [""], 0  # formulas and words in turn
-    for piece in re.split(r"(\\text\{[^{}]*\}|[{}]|(?<=,)\\ )", formula):
-        if piece.startswith(r"\text{") and depth == 0:
-            parts += [piece.removeprefix(r"\text{").removesuffix("}").strip(), ""]
-        elif piece == "\\ " and depth == 0:
-            parts += ["", ""]
-        else:
-            depth += (piece == "{") - (piece == "}")
-            parts[-1] += piece
-    parts[::2] = [f"${math.strip()}$" if math.strip() else "" for math in parts[::2]]
-    return " ".join(part for part in parts if part)
-
-
-def _measure_row(measure: Measure) -> dict[str, str]:
-    formula = measure.formula.replace(r"\|", r"\Vert ").replace("|", r"\vert ")  # a bar would end the table's cell
-    needs = [NEEDS.get(need, need) for need in measure.needs if need != "data"]
-    remarks = {
-        "costs": f"{measure.passes:g}",
-        "needs": ", ".join(needs),
-        "blind to": ", ".join(INVARIANCES[kind] for kind in measure.invariances),
-    }
-    said = "; ".join(f"{what} {text}" for what, text in remarks.items() if text)
-    return {
-        "Measure": f"`{measure.name}`<br>{{cite:t}}`{measure.citation}`",
-        "What it is, and what it takes": f"{words_outside(formula)}<br>{said}",
-    }
 
 
 def speed_table(record: dict) -> str:

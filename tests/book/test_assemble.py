@@ -9,7 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from assemble import BENCHMARKS, _records, assemble, draw_speed, seconds, words_outside
+from assemble import BENCHMARKS, RANKED, _records, assemble, draw_speed, seconds
+from catalogue import cheat_sheet, words_outside
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from scoreboard import draw_effects
 
@@ -46,7 +47,7 @@ def _timing(kernel, **changes):
 def root(tmp_path):
     """An executed chapter with a figure, and its record at two scales."""
     (tmp_path / "chapters/claims").mkdir(parents=True)
-    pages = ("scoreboard", "execution_times", "how_fast", "catalogue")
+    pages = ("scoreboard", "execution_times", "how_fast", "catalogue", "cheat_sheet")
     for name in ("_config.yml", *(f"chapters/{page}.md" for page in pages)):
         shutil.copy(ROOT / name, tmp_path / name)
     figure = {"mystnb": {"figure": {"name": "landing"}}}
@@ -234,3 +235,12 @@ def test_the_picture_of_the_readme_is_that_of_the_records(tmp_path):
     draw_effects(_records(ROOT), tmp_path / "effects.svg")
     drawn, committed = (path.read_text("utf-8") for path in (tmp_path / "effects.svg", ROOT / ".github/scoreboard.svg"))
     assert drawn == committed, "copy _build/html/_images/effects.svg to .github/scoreboard.svg"
+
+
+def test_the_cheat_sheet_has_a_line_a_measure_with_what_chapter_7_found():
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in cheat_sheet(RANKED).splitlines()[2:]]
+    assert [row[0] for row in rows] == [f"`{name}`" for name in CATALOGUE]
+    assert all(len(row) == 5 for row in rows), "a bar in a symbol would make another cell"
+    scored = [row for row in rows if row[3]]
+    assert len(scored) >= 45
+    assert all(-1 <= float(row[3].replace("−", "-")) <= 1 and 0 <= float(row[4]) <= 1 for row in scored)
