@@ -1,6 +1,7 @@
 """The wheel builds and installs without a network, the dependencies are stated, the pins are pins."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -110,6 +111,19 @@ def test_nobody_is_told_to_install_the_stranger_of_that_name():
 @pytest.mark.parametrize("line", ["pip install {}", "%pip install -q {}", "python -m pip3 install -U '{}==1'"])
 def test_a_bare_install_is_found(line):
     assert BARE_INSTALL.search(line.format("genlib"))
+
+
+def test_what_the_readme_names_is_there():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)", readme)) <= targets
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", readme) if not link.startswith("https://")]
+    assert links and all((ROOT / link).exists() for link in links)
+    titles = {path.read_text("utf-8").splitlines()[0].lstrip("# ") for path in (ROOT / "chapters").glob("*.md")}
+    notebooks = (ROOT / "chapters").glob("[a-z]*.ipynb")
+    titles |= {json.loads(path.read_text("utf-8"))["cells"][0]["source"][0].lstrip("# ").strip() for path in notebooks}
+    pages = re.findall(r"\*([A-Z][^*\n]{5,40})\*", readme.replace("\n", " "))
+    assert pages and {page.lower() for page in pages} <= {title.lower().removeprefix("the ") for title in titles}
 
 
 def test_the_readme_s_example_runs(capsys):

@@ -59,7 +59,8 @@ def test_error_and_differing_verdict_fail(tmp_path):
     (tmp_path / "claims").mkdir()
     _notebook(tmp_path / "00_error.ipynb", "1 / 0")
     for name, verdict in {"01_same": "reproduced", "02_other": "contradicted"}.items():
-        record = {"environment": {}, "claims": [{"id": "paper.1", "verdict": verdict}]}
+        claim = {"id": "paper.1", "verdict": verdict, "verdicts": {"paper.1": verdict}}
+        record = {"environment": {}, "claims": [claim | {"interval": {"paper.1": [-2.0, -1.0]}}]}
         (tmp_path / f"claims/{name}.small.json").write_text(json.dumps(record))
         _notebook(tmp_path / f"{name}.ipynb", DECIDE.format(name))
     command = [BIN / "pytest", "--nbmake", "-p", "no:cacheprovider", tmp_path]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from bs4 import BeautifulSoup
 from repository import address, assignments, chapters, notebooks
 from rules import output_faults, page_faults, site_faults
@@ -22,8 +23,11 @@ def _soup(path):
     return BeautifulSoup(path.read_text("utf-8"), "html.parser")
 
 
-def test_every_page_of_the_contents_is_there():
-    assert {path.stem for path in notebooks(ROOT)} <= {path.stem for path in PAGES}
+def test_the_pages_are_those_of_the_table_of_contents():
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))
+    listed = [contents["root"], *(entry["file"] for part in contents["parts"] for entry in part["chapters"])]
+    assert sorted(listed) == sorted(str(path.relative_to(SITE).with_suffix("")) for path in PAGES)
+    assert {str(path.relative_to(ROOT).with_suffix("")) for path in notebooks(ROOT)} <= set(listed)
     assert (SITE / "index.html").exists()
 
 
