@@ -40,7 +40,7 @@ test: $(VENV)/.installed lint unit  ## everything that gates a change: lint, uni
 	$(MAKE) --no-print-directory dry-runs SCALES=$(LARGER)
 
 test-all: test  ## `test`, every notebook as on Colab, both larger scales, and the claims on five fresh blocks of seeds
-	$(MAKE) --no-print-directory dry-runs
+	$(MAKE) --no-print-directory dry-runs SCALES=$(filter-out $(LARGER),$(SCALES))
 	GENLIB_COLAB=all $(BIN)/pytest tests/book/test_colab.py
 	for seed in 1 2 3 4 5; do \
 	    rm -rf $(EMPTY); \

@@ -25,15 +25,14 @@ import yaml
 from catalogue import catalogue_table, cheat_sheet
 from reference import reference
 from repository import chapters
-from scoreboard import draw_effects, scoreboard
+from scoreboard import SCALES, draw_effects, scoreboard
 from tables import table
 
-from genlib import plots
+from genlib import claims, plots
 
 RANKED = Path(__file__).parents[2] / "chapters/records/07_predicting_generalization.small.parquet"
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks/record.json"
 SUFFIXES = {"image/svg+xml": ".svg", "image/png": ".png"}
-SCALES = ("small", "gpu", "paper")
 SLOT = re.compile(r"^% the reference of (\w+) goes here$", re.MULTILINE)
 TIMES_LINK = "[execution times](execution_times.md)"
 
@@ -45,9 +44,10 @@ def assemble(root: Path, scale: str, benchmarks: Path = BENCHMARKS) -> None:
     configure(root / "_config.yml")
     _write_figures(notebooks.values(), root / "chapters/figures")
     titles = {path.stem: notebook.cells[0].source.splitlines()[0].lstrip("# ") for path, notebook in notebooks.items()}
-    for what, text in scoreboard(titles, records).items():
+    decided = claims.records(root / "chapters/claims")
+    for what, text in scoreboard(titles, decided).items():
         _fill(root / "chapters/scoreboard.md", what, text)
-    draw_effects(records, root / "chapters/figures/effects.svg")
+    draw_effects(decided, root / "chapters/figures/effects.svg")
     _fill(root / "chapters/execution_times.md", "the table of execution times", times_table(notebooks, scale, records))
     _fill(root / "chapters/catalogue.md", "the catalogue", catalogue_table())
     _fill(root / "chapters/cheat_sheet.md", "the cheat sheet", cheat_sheet(RANKED))
@@ -181,10 +181,9 @@ def _duration(time: float) -> str:
 
 
 def _records(root: Path) -> dict[tuple[str, str], dict]:
-    """The committed records by chapter and scale, in that order."""
-    paths = {tuple(path.stem.split(".")): path for path in (root / "chapters/claims").glob("*.*.json")}
-    keys = sorted(paths, key=lambda key: (key[0], SCALES.index(key[1])))
-    return {key: json.loads(paths[key].read_text("utf-8")) for key in keys}
+    """The committed records by chapter and scale."""
+    paths = (root / "chapters/claims").glob("*.*.json")
+    return {tuple(path.stem.split(".")): json.loads(path.read_text("utf-8")) for path in paths}
 
 
 def _write_figures(notebooks, folder: Path) -> None:

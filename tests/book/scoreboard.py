@@ -1,10 +1,11 @@
 """The scoreboard of claims: tiles, a figure of all effects, what came out otherwise, a table of all claims."""
 
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from tables import table
 
@@ -13,33 +14,35 @@ from genlib.claims import VERDICTS
 
 __all__ = ["draw_effects", "scoreboard"]
 
-Records = Mapping[tuple[str, str], dict]  # by chapter and scale
-
+SCALES = ("small", "gpu", "paper")
 BADGES = dict(zip(VERDICTS, ("success", "warning", "muted", "danger"), strict=True))
 SIGNS = dict(zip(VERDICTS, "✓◐○✗", strict=True))
 COLOURS = dict(zip(VERDICTS, (plots.PALETTE[2], plots.PALETTE[5], plots.GREY, plots.PALETTE[1]), strict=True))
 SHOWN = 30  # half-widths of an interval: what lies beyond is drawn there
 
 
-def scoreboard(titles: Mapping[str, str], records: Records) -> dict[str, str]:
-    """The generated parts of the page: tiles with what they count, claims that came out otherwise, all of them."""
-    claims = _claims(records)
+def scoreboard(titles: Mapping[str, str], claims: pd.DataFrame) -> dict[str, str]:
+    """The generated parts of the page: tiles with what they count, claims that came out otherwise, all of them.
+
+    `claims` as `genlib.claims.records` reads them, `titles` of the chapters by name.
+    """
+    claims = _in_order(claims)
     sections = [
         f"### {titles[chapter]}, at the scale `{scale}`\n\nDecided in [](<{chapter}.ipynb>).\n\n"
-        + table(pd.DataFrame([_row(claim, scale) for claim in record["claims"]]))
-        for (chapter, scale), record in records.items()
+        + table(pd.DataFrame([_row(claim) for claim in group.itertuples()]))
+        for (chapter, scale), group in claims.groupby(["chapter", "scale"], sort=False)
     ]
     return {
         "the overview": f"{_counted(claims)}\n\n{_tiles(claims)}",
-        "the list of exceptions": _otherwise(claims),
+        "the list of exceptions": _exceptions(claims),
         "the table of all claims": "\n\n".join(sections),
     }
 
 
-def draw_effects(records: Records, path: Path) -> None:
+def draw_effects(claims: pd.DataFrame, path: Path) -> None:
     """Every effect over half the width of its interval, a row a claim."""
     plots.style()
-    claims = _claims(records).reset_index(drop=True)
+    claims = _in_order(claims)
     scales = claims["scale"].nunique()
     figure, ax = plt.subplots(figsize=(plots.WIDTH, 1.4 + 0.19 * len(claims)))
     for row, claim in claims.iterrows():
@@ -66,18 +69,13 @@ def draw_effects(records: Records, path: Path) -> None:
     plt.close(figure)
 
 
-def _claims(records: Records) -> pd.DataFrame:
-    """One row a claim, papers in the order of the chapters, claims in that of the paper."""
-    rows = [
-        {**claim, "chapter": chapter, "scale": scale, "paper": paper, "number": number}
-        for (chapter, scale), record in records.items()
-        for claim in record["claims"]
-        for paper, number in [claim["id"].split(".")]
-    ]
-    claims = pd.DataFrame(rows)
+def _in_order(claims: pd.DataFrame) -> pd.DataFrame:
+    """With the paper of each claim and its number; papers in the order of the chapters, scales from small to large."""
+    papers, numbers = zip(*claims["id"].str.split("."), strict=True)
+    claims = claims.assign(paper=papers, number=numbers)
     order = {paper: place for place, paper in enumerate(claims["paper"].unique())}
-    keys = {"paper": claims["paper"].map(order), "number": claims["number"].astype(int)}
-    return claims.loc[claims.assign(**keys).sort_values(["paper", "number"], kind="stable").index]
+    keys = [claims["paper"].map(order), claims["scale"].map(SCALES.index), claims["number"].astype(int)]
+    return claims.iloc[np.lexsort(keys[::-1])].reset_index(drop=True)
 
 
 def _counted(claims: pd.DataFrame) -> str:
@@ -116,42 +114,42 @@ def _tile(claim) -> str:
     )
 
 
-def _otherwise(claims: pd.DataFrame) -> str:
-    lines = [f"- {line}" for claim in claims.itertuples() for line in _failed(claim)]
+def _exceptions(claims: pd.DataFrame) -> str:
+    """A list of the claims with parts that were not reproduced: these parts, and where to look."""
+    lines = [
+        f'- <a href="#{_anchor(claim.id, claim.scale)}"><code>{claim.id}</code></a>{_figure(claim)}: {claim.statement} '
+        + "; ".join(_part(claim, name, verdict) for name, verdict in claim.verdicts.items() if verdict != "reproduced")
+        + "."
+        for claim in claims.itertuples()
+        if set(claim.verdicts.values()) != {"reproduced"}
+    ]
     return "\n".join(lines) or "None: every part of every claim was reproduced."
 
 
-def _failed(claim) -> Iterator[str]:
-    """One line for a claim with the parts that were not reproduced, and where to look."""
-    failed = {name: verdict for name, verdict in claim.verdicts.items() if verdict != "reproduced"}
-    if not failed:
-        return
-    figure = f" {{numref}}`{claim.figure}`." if isinstance(claim.figure, str) else ""
-    parts = "; ".join(
-        f"{_badge(verdict)} {'' if name == claim.id else f'*{name}*, '}{_measured(claim._asdict(), name)}"
-        for name, verdict in failed.items()
-    )
-    link = f'<a href="#{_anchor(claim.id, claim.scale)}"><code>{claim.id}</code></a>'
-    yield f"{link}: {claim.statement} {parts}.{figure}"
+def _part(claim, name: str, verdict: str) -> str:
+    return f"{_badge(verdict)} {'' if name == claim.id else f'*{name}*, '}{_measured(claim, name)}"
 
 
-def _row(claim: dict, scale: str) -> dict[str, str]:
-    id, criterion = claim["id"], claim["criterion"]
-    criteria = {id: criterion} if isinstance(criterion, str) else criterion
-    several = len(criteria) > 1
-    measured = {name: _measured(claim, name) + (f", {claim['verdicts'][name]}" if several else "") for name in criteria}
-    figure = f" {{numref}}`{claim['figure']}`" if claim["figure"] else ""
-    anchor = f'<span id="{_anchor(id, scale)}"></span>'
+def _figure(claim) -> str:
+    return f" {{numref}}`{claim.figure}`" if isinstance(claim.figure, str) else ""
+
+
+def _row(claim) -> dict[str, str]:
+    criteria = {claim.id: claim.criterion} if isinstance(claim.criterion, str) else claim.criterion
+    measured = {
+        name: _measured(claim, name) + (f", {claim.verdicts[name]}" if len(criteria) > 1 else "") for name in criteria
+    }
+    said = f"`{claim.id}`: {claim.statement} ({claim.source}){_figure(claim)}"
     return {
-        "Claim": f"{anchor}{_badge(claim['verdict'])}<br>`{id}`: {claim['statement']} ({claim['source']}){figure}",
-        "Criterion": _lines(criteria, id),
-        "Measured, with 95 % interval": f"{_lines(measured, id)}<br>{len(claim['seeds'])} seeds",
+        "Claim": f'<span id="{_anchor(claim.id, claim.scale)}"></span>{_badge(claim.verdict)}<br>{said}',
+        "Criterion": _lines(criteria, claim.id),
+        "Measured, with 95 % interval": f"{_lines(measured, claim.id)}<br>{len(claim.seeds)} seeds",
     }
 
 
-def _measured(claim: Mapping, name: str) -> str:
-    low, high = claim["interval"][name]
-    return f"{claim['measured'][name]:.3g} ({low:.3g} … {high:.3g})"
+def _measured(claim, name: str) -> str:
+    low, high = claim.interval[name]
+    return f"{claim.measured[name]:.3g} ({low:.3g} … {high:.3g})"
 
 
 def _lines(parts: dict[str, str], id: str) -> str:

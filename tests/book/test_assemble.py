@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
-from assemble import BENCHMARKS, RANKED, _records, assemble, draw_speed, seconds
+from assemble import BENCHMARKS, RANKED, assemble, draw_speed, seconds
 from catalogue import cheat_sheet, words_outside
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from scoreboard import draw_effects
 
+from genlib import claims
 from genlib.measures import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
@@ -107,15 +109,18 @@ def test_scoreboard_says_what_came_out_otherwise(root):
     assemble(root, "small")
     lines = [line for line in (root / "chapters/scoreboard.md").read_text().splitlines() if line.startswith("- ")]
     assert len(lines) == 2, "the part that failed, at each scale"
-    assert all("{bdg-danger}`contradicted` *slow*, -2 (-3 … -1). {numref}`fig-b`." in line for line in lines)
+    assert all(line.endswith("{bdg-danger}`contradicted` *slow*, -2 (-3 … -1).") for line in lines)
+    assert all("<code>zhang2017.2</code></a> {numref}`fig-b`: " in line for line in lines)
     assert not any("*fits*" in line for line in lines)
 
 
 def test_the_figure_of_effects_is_drawn_and_repeats(tmp_path):
     without_spread = _claim(3, "reproduced", interval={"zhang2017.3": [0.5, 0.5]})
-    records = {("01_memory", "small"): {"claims": [_claim(1, "reproduced"), without_spread]}}
+    entries = [
+        {"chapter": "01_memory", "scale": "small"} | claim for claim in (_claim(1, "reproduced"), without_spread)
+    ]
     for name in ("a.svg", "b.svg"):
-        draw_effects(records, tmp_path / name)
+        draw_effects(pd.DataFrame(entries), tmp_path / name)
     assert (tmp_path / "a.svg").read_text() == (tmp_path / "b.svg").read_text()
 
 
@@ -224,15 +229,14 @@ def test_the_words_of_a_formula_can_wrap(formula, expected):
 
 
 def test_what_did_not_reproduce_names_every_such_claim():
-    records = [json.loads(path.read_text("utf-8")) for path in (ROOT / "chapters/claims").glob("*.json")]
-    claims = {claim["id"]: claim["verdict"] for record in records for claim in record["claims"]}
+    decided = claims.records(ROOT / "chapters/claims")
     text = (ROOT / "chapters/what_did_not_reproduce.md").read_text("utf-8")
     named = set(re.findall(r"\*\*(\w+\.\d+)\.?\*\*", text))
-    assert named == {id for id, verdict in claims.items() if verdict != "reproduced"}
+    assert named == set(decided.loc[decided["verdict"] != "reproduced", "id"])
 
 
 def test_the_picture_of_the_readme_is_that_of_the_records(tmp_path):
-    draw_effects(_records(ROOT), tmp_path / "effects.svg")
+    draw_effects(claims.records(ROOT / "chapters/claims"), tmp_path / "effects.svg")
     drawn, committed = (path.read_text("utf-8") for path in (tmp_path / "effects.svg", ROOT / ".github/scoreboard.svg"))
     assert drawn == committed, "copy _build/html/_images/effects.svg to .github/scoreboard.svg"
 
