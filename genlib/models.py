@@ -32,6 +32,7 @@ __all__ = [
     "interpolating_network_without_bias",
     "memorizing_network",
     "mlp",
+    "network_in_network",
     "small_alexnet",
     "small_inception",
     "smallest_trace",
@@ -231,6 +232,37 @@ def vgg(
         norm = [nn.BatchNorm1d(512)] if batch_norm else []
         layers += [nn.Flatten(), nn.Linear(512 * (height // 32) * (width // 32), 512), *norm, nn.ReLU(), *drop]
         return _initialized(nn.Sequential(*layers, nn.Linear(512, classes)), "he")
+
+
+def network_in_network(
+    classes: int = 10,
+    *,
+    width: int,
+    depth: int,
+    input_shape: tuple[int, ...] = (3, 32, 32),
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> nn.Sequential:
+    """Blocks of convolutions 3×3, 1×1 and 1×1 with `width` channels, the first of stride 2, as Dziugaite et al. (2020).
+
+    BatchNorm and ReLU follow each convolution, also the last one, 1×1 to the classes, whose outputs are averaged over
+    the image. `dropout` ends each of the `depth` blocks. Once the image is 2 pixels wide or less it shrinks no further.
+    """
+    _at_least(1, classes=classes, width=width, depth=depth)
+    _share("dropout", dropout)
+    channels, *sides = _image(input_shape, smallest=1)
+    pixels = min(sides)
+    with _drawn_from(seed):
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            stride = 2 if pixels > 2 else 1
+            pixels = (pixels + stride - 1) // stride
+            for fan_in, kernel, step in ((channels, 3, stride), (width, 1, 1), (width, 1, 1)):
+                layers += [nn.Conv2d(fan_in, width, kernel, step, kernel // 2), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [nn.Dropout(dropout)] if dropout else []
+            channels = width
+        head = [nn.Conv2d(width, classes, 1), nn.BatchNorm2d(classes), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        return nn.Sequential(*layers, *head)
 
 
 def inception_v3(

@@ -54,6 +54,15 @@ def test_vgg_holds_the_stated_layers(batch_norm):
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
+@pytest.mark.parametrize(("depth", "shape"), [(1, (3, 32, 32)), (2, (1, 9, 12)), (6, (3, 8, 8))])
+def test_network_in_network_holds_the_stated_layers(depth, shape):
+    network = models.network_in_network(7, width=5, depth=depth, input_shape=shape, dropout=0.1).eval()
+    blocks = [9 * shape[0] * 5, *[9 * 5 * 5] * (depth - 1)]
+    assert parameters(network) == sum(blocks) + depth * (2 * 5 * 5 + 3 * (5 + 2 * 5)) + 5 * 7 + 7 + 2 * 7
+    assert sum(isinstance(layer, nn.Dropout) for layer in network) == depth
+    assert network(torch.zeros(2, *shape)).shape == (2, 7)
+
+
 def test_convolutional_networks_take_other_images_and_classes():
     for name, shape in (("small_inception", (1, 9, 12)), ("small_alexnet", (1, 9, 13)), ("vgg", (1, 32, 64))):
         assert build(name, shape, 3).eval()(torch.zeros(2, *shape)).shape == (2, 3)
