@@ -30,7 +30,6 @@ __all__ = [
     "shuffle_pixels",
 ]
 
-DRY_RUN = {"train": 40, "test": 20}
 EASY_PARITY = 5  # samples a dimension: at 3.3 a flat network with biases fails, at 6.7 it does not
 BLOCK_BYTES = 4 * 2**20  # of gathered inputs; 64 MB leave the cache, which is three times slower for images on a CPU
 
@@ -275,9 +274,9 @@ def _load_digits(name, train, test, seed, root) -> Dataset:
 
     images, labels = load_digits(return_X_y=True)
     total, dry = len(labels), scale.dry_run()
-    most = DRY_RUN["test"] if dry else total - 1
+    most = scale.DRY_ROWS["test"] if dry else total - 1
     test = _at_most("test", 500 if test is None else test, most, f"digits has {total} samples, and one must train")
-    left = DRY_RUN["train"] if dry else total - test
+    left = scale.DRY_ROWS["train"] if dry else total - test
     train = _at_most("train", train, left, f"digits has {total} samples, {left} beside the {test} for the test")
     order = torch.randperm(total, generator=_generator(seed, name))[: test + train]
     inputs, labels = torch.from_numpy(images / 16).float()[order], torch.from_numpy(labels).long()[order]
@@ -288,7 +287,7 @@ def _load_digits(name, train, test, seed, root) -> Dataset:
 def _load_mnist1d(name, train, test, seed, root) -> Dataset:
     drawn = []
     for split, wanted in (("train", 4000 if train is None else train), ("test", 1000 if test is None else test)):
-        samples = min(_count(split, wanted), DRY_RUN[split]) if scale.dry_run() else _count(split, wanted)
+        samples = min(_count(split, wanted), scale.DRY_ROWS[split]) if scale.dry_run() else _count(split, wanted)
         drawn += generate_mnist1d(samples, _generator(seed, f"{name} {split}"))
     return Dataset(*drawn, TEN_DIGITS, name, (f"generated (seed {seed})",))
 
@@ -298,7 +297,7 @@ def _load_parity(name, train, test, seed, root, dimension=30) -> Dataset:
     if dimension < 2:
         raise ValueError(f"dimension is {dimension}; the product of two coordinates needs at least 2")
     for split, wanted in (("train", 100 if train is None else train), ("test", 5000 if test is None else test)):
-        samples = min(_count(split, wanted), DRY_RUN[split]) if scale.dry_run() else _count(split, wanted)
+        samples = min(_count(split, wanted), scale.DRY_ROWS[split]) if scale.dry_run() else _count(split, wanted)
         drawn += _corners(samples, dimension, 2, _generator(seed, f"{name} {split}"))
     if len(drawn[0]) > EASY_PARITY * dimension:
         warnings.warn(
@@ -405,7 +404,7 @@ def _check_seed(seed: int) -> None:
 
 
 def _rows(samples: int) -> int:
-    return min(_count("samples", samples), DRY_RUN["train"]) if scale.dry_run() else _count("samples", samples)
+    return min(_count("samples", samples), scale.DRY_ROWS["train"]) if scale.dry_run() else _count("samples", samples)
 
 
 def _count(name: str, value: int) -> int:

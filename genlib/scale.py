@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 SCALES = ("small", "gpu", "paper")
+DRY_ROWS = {"train": 15, "test": 8}  # of every data set in a dry run
+DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts a Google Drive
 
 
 def scale() -> str:
@@ -103,22 +105,25 @@ def cache_directory() -> Path:
 
     On Colab with Drive mounted the default is a folder on the Drive, which outlives the machine.
     """
-    drive = Path("/content/drive/MyDrive")
-    default = drive / "genlib-cache" if on_colab() and drive.is_dir() else Path(".cache")
+    default = DRIVE / "genlib-cache" if on_colab() and DRIVE.is_dir() else Path(".cache")
     return Path(os.environ.get("GENLIB_CACHE") or default).expanduser().absolute() / sources_hash()
 
 
 def settings(*, small: dict, gpu: dict, paper: dict) -> SimpleNamespace:
     """The settings of this run's scale, out of three columns with the same rows.
 
-    `.table` holds all three side by side, for the reader. A row missing in one column is a ValueError.
+    `.table` holds all three side by side, for the reader. A row missing in one column is a ValueError. A dry run gets
+    the first three of a longer tuple of numbers.
     """
     columns = {"small": small, "gpu": gpu, "paper": paper}
     for name, column in columns.items():
         if missing := sorted(set().union(*columns.values()) - set(column)):
             raise ValueError(f"settings: {name} lacks {', '.join(missing)}; every scale names every setting")
     table = pd.DataFrame(columns, dtype=object)
-    return SimpleNamespace(**columns[scale()], table=table)
+    chosen = columns[scale()]
+    if dry_run():
+        chosen = {name: _beginning(value) for name, value in chosen.items()}
+    return SimpleNamespace(**chosen, table=table)
 
 
 def banner() -> str:
@@ -127,7 +132,7 @@ def banner() -> str:
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {os.cpu_count()} cores"
     dry = " · DRY RUN: two steps a training, nothing below means anything" if dry_run() else ""
     kept = ""
-    if on_colab() and not Path("/content/drive/MyDrive").is_dir():
+    if on_colab() and not DRIVE.is_dir():
         kept = " · finished work is kept on this machine only: mount Drive to keep it through a disconnect"
     return f"scale {scale()} · seeds {seeds(1)[0]}… · {name}{kept}{dry}"
 
@@ -147,6 +152,11 @@ def environment() -> dict:
 def on_colab() -> bool:
     """Whether this is a Colab runtime."""
     return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
+
+
+def _beginning(value):
+    numbers = isinstance(value, tuple) and all(isinstance(each, int | float) for each in value)
+    return value[:3] if numbers else value
 
 
 def _flag(name: str) -> bool:

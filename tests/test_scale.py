@@ -1,4 +1,7 @@
+from pathlib import Path
+
 import pytest
+import torch
 
 from genlib import scale
 
@@ -45,6 +48,15 @@ def test_seeds_refuses_more_than_a_block_holds(count):
         scale.seeds(count)
 
 
+def test_a_dry_run_gets_the_beginning_of_a_grid(monkeypatch):
+    column = {"widths": (1, 2, 3, 4), "shape": (3, 4), "names": ("a", "b", "c"), "lr": 0.1}
+    columns = dict.fromkeys(("small", "gpu", "paper"), column)
+    assert vars(scale.settings(**columns)).items() >= column.items()
+    monkeypatch.setenv("GENLIB_DRY_RUN", "1")
+    assert vars(scale.settings(**columns)).items() >= {**column, "widths": (1, 2, 3)}.items()
+    assert scale.settings(**columns).table.loc["widths", "gpu"] == (1, 2, 3, 4)
+
+
 def test_banner_says_that_a_dry_run_means_nothing(monkeypatch):
     assert "DRY RUN" not in scale.banner()
     monkeypatch.setenv("GENLIB_DRY_RUN", "1")
@@ -63,3 +75,21 @@ def test_a_dry_run_gets_two_seeds(monkeypatch):
     monkeypatch.setenv("GENLIB_SEED", "3")
     monkeypatch.setenv("GENLIB_DRY_RUN", "1")
     assert scale.seeds(5) == [3000, 3001]
+
+
+def test_on_colab_finished_work_goes_to_the_drive_where_one_is_mounted(monkeypatch, tmp_path):
+    monkeypatch.delenv("GENLIB_CACHE", raising=False)
+    monkeypatch.setattr(scale, "DRIVE", tmp_path / "MyDrive")
+    assert "mount Drive" not in scale.banner()
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    assert "mount Drive" in scale.banner()
+    assert scale.cache_directory().parent == Path.cwd() / ".cache"
+    scale.DRIVE.mkdir()
+    assert "mount Drive" not in scale.banner()
+    assert scale.cache_directory().parent == scale.DRIVE / "genlib-cache"
+
+
+def test_banner_names_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Tesla T4 at {device}")
+    assert "Tesla T4 at cuda" in scale.banner()

@@ -21,12 +21,17 @@ __all__ = [
 
 # The second cell of every notebook. The only place where its text is written; `make repository` fills in the address.
 SETUP_CELL = """\
-# On Colab this installs genlib beside Colab's own torch; everywhere else it does nothing.
+# On Colab this fetches the book and installs genlib beside Colab's own torch; elsewhere it does nothing.
+import os
+import subprocess
 import sys
 
 REPOSITORY, TAG = "{address}", "main"
-if "google.colab" in sys.modules and REPOSITORY:
-    %pip install -q "generalization-measures @ git+{{REPOSITORY}}@{{TAG}}"
+if "google.colab" in sys.modules and REPOSITORY and not os.path.isdir("../genlib"):
+    if not os.path.isdir("book"):
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "-b", TAG, REPOSITORY, "book"], check=True)
+    %pip install -q ./book
+    os.chdir("book/chapters")
 """
 
 BADGES = re.compile(r"(?<=<!-- badges -->\n).*?(?=<!-- end of badges -->)", re.DOTALL)

@@ -20,6 +20,9 @@ DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 # What the theme itself does wrong, by rule and element; anything else that is serious is a fault of ours.
 OF_THE_THEME = {("aria-required-children", "citation-list")}
 
+CONTRAST = {"runOnly": ["color-contrast"]}
+DARK = "document.documentElement.dataset.theme = 'dark'"
+
 pytestmark = [
     pytest.mark.skipif(not (ROOT / "_build/.complete").exists(), reason="the book is not built: make book"),
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
@@ -55,10 +58,10 @@ def open_page(browser, server):
     """A function that opens a page of the book, waits for its formulas, and collects what went wrong."""
     contexts = []
 
-    def opened(path, *, theme="light", viewport=DESKTOP):
+    def opened(path, *, viewport=DESKTOP):
         context = browser.new_context(viewport=viewport, permissions=["clipboard-read", "clipboard-write"])
         contexts.append(context)
-        context.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
+        context.add_init_script("localStorage.setItem('mode', 'light'); localStorage.setItem('theme', 'light')")
         page = context.new_page()
         page.faults = []
         page.on("console", lambda said: page.faults.append(said.text) if said.type == "error" else None)
@@ -92,25 +95,26 @@ def _serious(page, options):
 
 
 @every_page
-def test_page_on_a_phone(open_page, path):
+def test_page_works_on_a_phone_and_is_accessible(open_page, path):
     page = open_page(path.relative_to(SITE), viewport=PHONE)
-    assert page.faults == []
     assert page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)") == []
     assert page.locator("mjx-merror").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-
-
-@every_page
-def test_page_is_accessible(open_page, path):
-    assert _serious(open_page(path.relative_to(SITE)), {}) == []
-    contrast = {"runOnly": ["color-contrast"]}
-    assert _serious(open_page(path.relative_to(SITE), theme="dark"), contrast) == []
+    page.set_viewport_size(DESKTOP)
+    assert _serious(page, {}) == []
+    page.evaluate(DARK)
+    assert _serious(page, CONTRAST) == []
+    assert page.faults == []
 
 
 def test_axe_finds_what_it_is_asked_for(open_page):
     page = open_page("chapters/index.html")
     page.evaluate("document.querySelector('article').insertAdjacentHTML('beforeend', '<img src=\"data:,\">')")
     assert [rule for rule, _ in _serious(page, {"runOnly": ["image-alt"]})] == ["image-alt"]
+    page.evaluate("document.querySelector('article').insertAdjacentHTML('beforeend', '<p style=\"color: #333\">dark')")
+    assert _serious(page, CONTRAST) == []
+    page.evaluate(DARK)
+    assert [rule for rule, _ in _serious(page, CONTRAST)] == ["color-contrast"]
 
 
 def test_solutions_and_folded_code_open(open_page):

@@ -1,9 +1,10 @@
 """`make repository` writes the address everywhere or nowhere."""
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock, call
+from unittest.mock import Mock
 
 import nbformat
 import pytest
@@ -105,13 +106,42 @@ def test_a_changed_set_up_cell_stops_everything(copy):
     assert _contents(copy) == before
 
 
-@pytest.mark.parametrize("url", ["", HERE])
-def test_set_up_cell_is_python_and_installs_on_colab_alone(url, monkeypatch):
+@pytest.fixture
+def set_up(monkeypatch, tmp_path):
+    """Runs the set-up cell of an address in an empty folder, and returns the commands that it gave."""
+    given = []
+
+    def run(command, check):
+        given.append(command)
+        (tmp_path / command[-1] / "chapters").mkdir(parents=True)
+        (tmp_path / command[-1] / "genlib").mkdir()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", run)
     shell = Mock()
-    code = compile(TransformerManager().transform_cell(setup_cell(url)), "cell", "exec")
-    exec(code, {"get_ipython": lambda: shell})
-    shell.run_line_magic.assert_not_called()
+    shell.run_line_magic = lambda *words: given.append(list(words))
+
+    def in_cell(url):
+        given.clear()
+        code = compile(TransformerManager().transform_cell(setup_cell(url)), "cell", "exec")
+        exec(code, {"get_ipython": lambda: shell})
+        return given
+
+    return in_cell
+
+
+@pytest.mark.parametrize("url", ["", HERE])
+def test_set_up_cell_does_nothing_outside_colab(set_up, tmp_path, url):
+    assert set_up(url) == []
+    assert Path.cwd() == tmp_path
+
+
+def test_set_up_cell_fetches_and_installs_on_colab_once(set_up, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "google.colab", Mock())
-    exec(code, {"get_ipython": lambda: shell})
-    line = 'install -q "generalization-measures @ git+{REPOSITORY}@{TAG}"'
-    assert shell.run_line_magic.call_args_list == ([call("pip", line)] if url else [])
+    install = ["pip", "install -q ./book"]
+    assert set_up("") == []
+    assert set_up(HERE) == [["git", "clone", "-q", "--depth", "1", "-b", "main", HERE, "book"], install]
+    assert Path.cwd() == tmp_path / "book/chapters"
+    assert set_up(HERE) == []  # run again in the same session
+    monkeypatch.chdir(tmp_path)
+    assert set_up(HERE) == [install]  # the runtime was started again, its disk is the same
