@@ -15,7 +15,7 @@ LARGER   := $(word $(shell echo $$(($$(git rev-list --count HEAD 2>/dev/null || 
 
 BOOK     := build/book
 EMPTY    := $(CURDIR)/build/empty-cache
-# Of one thread each. The chapters of a book run one after the other: they time themselves and share out the cores.
+# Of one thread each. The chapters of a book run one after the other: the page of execution times is made of that.
 JOBS     ?= 2
 TOGETHER := -n $(JOBS) --dist worksteal
 NBMAKE   := $(BIN)/pytest --nbmake --nbmake-timeout
@@ -41,10 +41,10 @@ test: $(VENV)/.installed lint unit  ## everything that gates a change: lint, uni
 
 test-all: test  ## `test`, every notebook as on Colab, both larger scales, and the claims on five fresh blocks of seeds
 	$(MAKE) --no-print-directory dry-runs SCALES=$(filter-out $(LARGER),$(SCALES))
-	GENLIB_COLAB=all $(BIN)/pytest tests/book/test_colab.py
+	GENLIB_COLAB=all $(BIN)/pytest $(TOGETHER) tests/book/test_colab.py
 	for seed in 1 2 3 4 5; do \
 	    rm -rf $(EMPTY); \
-	    GENLIB_SEED=$$seed GENLIB_CACHE=$(EMPTY) $(NBMAKE)=3000 chapters/[0-9]*.ipynb || exit 1; \
+	    GENLIB_SEED=$$seed GENLIB_CACHE=$(EMPTY) $(NBMAKE)=3000 $(TOGETHER) chapters/[0-9]*.ipynb || exit 1; \
 	done
 
 lint: $(VENV)/.installed

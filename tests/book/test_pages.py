@@ -1,6 +1,7 @@
 """The built book, as `make book` leaves it in _build/html: complete, and loading nothing from elsewhere."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -19,6 +20,7 @@ PAGES = sorted((SITE / "chapters").rglob("*.html"))
 pytestmark = pytest.mark.skipif(not (ROOT / "_build/.complete").exists(), reason="the book is not built: make book")
 
 
+@cache
 def _soup(path):
     return BeautifulSoup(path.read_text("utf-8"), "html.parser")
 
