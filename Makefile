@@ -15,9 +15,11 @@ LARGER   := $(word $(shell echo $$(($$(git rev-list --count HEAD 2>/dev/null || 
 
 BOOK     := build/book
 EMPTY    := $(CURDIR)/build/empty-cache
-# Of one thread each. The chapters of a book run one after the other: the page of execution times is made of that.
+# Side by side, of one thread each. The chapters of a book that is read run one after the other: it says how long each
+# took. Those of `test` are checked, not read.
 JOBS     ?= 2
 TOGETHER := -n $(JOBS) --dist worksteal
+CHAPTERS :=
 NBMAKE   := $(BIN)/pytest --nbmake --nbmake-timeout
 SOURCES  := $(wildcard genlib/*.py chapters/*.ipynb chapters/claims/*.json chapters/records/*)
 PAGES    := $(wildcard chapters/assignments/release/*/*.ipynb chapters/*.md chapters/*.bib chapters/_static/*) _config.yml _toc.yml $(wildcard tests/book/*.py) tests/benchmarks/record.json
@@ -35,7 +37,7 @@ book: _build/.complete  ## run every chapter and leave the book in _build/html/i
 
 test: $(VENV)/.installed lint unit  ## everything that gates a change: lint, unit tests, chapters, a fresh book, its pages
 	rm -rf $(BOOK) _build/.complete $(EMPTY)
-	$(MAKE) --no-print-directory book GENLIB_CACHE=$(EMPTY)
+	$(MAKE) --no-print-directory book GENLIB_CACHE=$(EMPTY) CHAPTERS="$(TOGETHER)"
 	$(BIN)/pytest $(TOGETHER) tests/book/test_pages.py tests/book/test_browser.py
 	$(MAKE) --no-print-directory dry-runs SCALES=$(LARGER)
 
@@ -114,11 +116,11 @@ $(BOOK)/.executed: $(VENV)/.installed $(SOURCES) $(BOOK).knobs
 	mkdir -p $(BOOK)/chapters
 	cp -R chapters/* $(BOOK)/chapters
 	rm -rf $(BOOK)/chapters/assignments/source
-	$(NBMAKE)=1000000 --overwrite $(BOOK)/chapters
+	$(NBMAKE)=1000000 $(CHAPTERS) --overwrite $(BOOK)/chapters
 	@touch $@
 
-# Rewritten only when the scale or the seeds change, so that the chapters then run again.
+# Rewritten only when the scale, the seeds or the way of timing change, so that the chapters then run again.
 $(BOOK).knobs: always
 	@mkdir -p $(@D)
-	@echo "$(GENLIB_SCALE) $(GENLIB_SEED) $(GENLIB_DRY_RUN)" > $@.new
+	@echo "$(GENLIB_SCALE) $(GENLIB_SEED) $(GENLIB_DRY_RUN) $(CHAPTERS)" > $@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
