@@ -119,7 +119,7 @@ def test_chapter_runs_on_colab(path, colab, repository, tmp_path, monkeypatch):
     assert "generalization-measures" in {entry["name"] for entry in installed}
     assert _versions(folder, environment) == before
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    assert "scale small" in printed, "the banner says scale, seeds and device"
     if path in chapters(ROOT):
+        assert "scale small" in printed, "the banner says scale, seeds and device"
         assert "verdicts are those of the record" in printed
     assert (tmp_path / "book/chapters/records").is_dir()
