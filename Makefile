@@ -41,8 +41,8 @@ test: $(VENV)/.installed lint unit  ## everything that gates a change: lint, uni
 	$(BIN)/pytest $(TOGETHER) tests/book/test_pages.py tests/book/test_browser.py
 	$(MAKE) --no-print-directory dry-runs SCALES=$(LARGER)
 
-test-all: test  ## `test`, every notebook as on Colab, both larger scales, and the claims on five fresh blocks of seeds
-	$(MAKE) --no-print-directory dry-runs SCALES=$(filter-out $(LARGER),$(SCALES))
+test-all: test  ## `test`, every notebook as on Colab, every scale, and the claims on five fresh blocks of seeds
+	$(MAKE) --no-print-directory dry-runs SCALES="small $(filter-out $(LARGER),$(SCALES))"
 	GENLIB_COLAB=all $(BIN)/pytest $(TOGETHER) tests/book/test_colab.py
 	for seed in 1 2 3 4 5; do \
 	    rm -rf $(EMPTY); \

@@ -267,8 +267,8 @@ def _stand_in(name: str) -> tuple[str, Source | None]:
 
 def _made_up(split: str, shape: tuple[int, ...], classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(list(split.encode()))
-    three_of_each = min(classes, scale.DRY_ROWS["train"] // 3)  # a chapter draws triples of one class
-    labels = random.permutation(np.arange(scale.DRY_ROWS[split]) % three_of_each)
+    classes = min(classes, scale.DRY_ROWS["train"] // 3)  # three of each: a chapter draws triples of one class
+    labels = random.permutation(np.arange(scale.DRY_ROWS[split]) % classes)
     return random.integers(256, size=(len(labels), *shape), dtype=np.uint8), labels
 
 
