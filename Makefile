@@ -9,8 +9,8 @@ export GENLIB_SCALE ?= small
 export GENLIB_SEED  ?= 0
 export GENLIB_CACHE ?= $(CURDIR)/.cache
 
-# Dry runs try the larger scales. Of these `test` takes one, by turns from commit to commit.
-SCALES   ?= gpu paper
+# Dry runs try every scale. Of the larger ones `test` takes one, by turns from commit to commit.
+SCALES   ?= small gpu paper
 LARGER   := $(word $(shell echo $$(($$(git rev-list --count HEAD 2>/dev/null || echo 0) % 2 + 1))),gpu paper)
 
 BOOK     := build/book
@@ -19,7 +19,7 @@ EMPTY    := $(CURDIR)/build/empty-cache
 # took. Those of `test` are checked, not read.
 JOBS     ?= 2
 TOGETHER := -n $(JOBS) --dist worksteal
-CHAPTERS :=
+NBMAKE_OPTIONS :=
 NBMAKE   := $(BIN)/pytest --nbmake --nbmake-timeout
 SOURCES  := $(wildcard genlib/*.py chapters/*.ipynb chapters/claims/*.json chapters/records/*)
 PAGES    := $(wildcard chapters/assignments/release/*/*.ipynb chapters/*.md chapters/*.bib chapters/_static/*) _config.yml _toc.yml $(wildcard tests/book/*.py) tests/benchmarks/record.json
@@ -37,12 +37,12 @@ book: _build/.complete  ## run every chapter and leave the book in _build/html/i
 
 test: $(VENV)/.installed lint unit  ## everything that gates a change: lint, unit tests, chapters, a fresh book, its pages
 	rm -rf $(BOOK) _build/.complete $(EMPTY)
-	$(MAKE) --no-print-directory book GENLIB_CACHE=$(EMPTY) CHAPTERS="$(TOGETHER)"
+	$(MAKE) --no-print-directory book GENLIB_CACHE=$(EMPTY) NBMAKE_OPTIONS="$(TOGETHER)"
 	$(BIN)/pytest $(TOGETHER) tests/book/test_pages.py tests/book/test_browser.py
 	$(MAKE) --no-print-directory dry-runs SCALES=$(LARGER)
 
 test-all: test  ## `test`, every notebook as on Colab, every scale, and the claims on five fresh blocks of seeds
-	$(MAKE) --no-print-directory dry-runs SCALES="small $(filter-out $(LARGER),$(SCALES))"
+	$(MAKE) --no-print-directory dry-runs SCALES="$(filter-out $(LARGER),$(SCALES))"
 	GENLIB_COLAB=all $(BIN)/pytest $(TOGETHER) tests/book/test_colab.py
 	for seed in 1 2 3 4 5; do \
 	    rm -rf $(EMPTY); \
@@ -116,11 +116,11 @@ $(BOOK)/.executed: $(VENV)/.installed $(SOURCES) $(BOOK).knobs
 	mkdir -p $(BOOK)/chapters
 	cp -R chapters/* $(BOOK)/chapters
 	rm -rf $(BOOK)/chapters/assignments/source
-	$(NBMAKE)=1000000 $(CHAPTERS) --overwrite $(BOOK)/chapters
+	$(NBMAKE)=1000000 $(NBMAKE_OPTIONS) --overwrite $(BOOK)/chapters
 	@touch $@
 
 # Rewritten only when the scale, the seeds or the way of timing change, so that the chapters then run again.
 $(BOOK).knobs: always
 	@mkdir -p $(@D)
-	@echo "$(GENLIB_SCALE) $(GENLIB_SEED) $(GENLIB_DRY_RUN) $(CHAPTERS)" > $@.new
+	@echo "$(GENLIB_SCALE) $(GENLIB_SEED) $(GENLIB_DRY_RUN) $(NBMAKE_OPTIONS)" > $@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@

@@ -160,7 +160,7 @@ def mnist1d(
     Drawn on the CPU, so every device gets the same; of one seed, fewer samples are the beginning of more.
     100,000 samples take about a second. Source: Greydanus, Scaling down deep learning, 2020.
     """
-    inputs, labels = generate_mnist1d(_rows(samples), _generator(seed, "mnist1d train"))
+    inputs, labels = generate_mnist1d(_rows("samples", samples), _generator(seed, "mnist1d train"))
     device = scale.device() if device is None else device
     return inputs.to(device), labels.to(device)
 
@@ -176,7 +176,7 @@ def parity(
     dimension = _count("dimension", dimension)
     if _count("relevant", relevant) > dimension:
         raise ValueError(f"relevant is {relevant}; of {dimension} coordinates at most {dimension} can decide the label")
-    inputs, labels = _corners(_rows(samples), dimension, relevant, _generator(seed, "parity"))
+    inputs, labels = _corners(_rows("samples", samples), dimension, relevant, _generator(seed, "parity"))
     return inputs.to(scale.device()), labels.to(scale.device())
 
 
@@ -287,8 +287,7 @@ def _load_digits(name, train, test, seed, root) -> Dataset:
 def _load_mnist1d(name, train, test, seed, root) -> Dataset:
     drawn = []
     for split, wanted in (("train", 4000 if train is None else train), ("test", 1000 if test is None else test)):
-        samples = min(_count(split, wanted), scale.DRY_ROWS[split]) if scale.dry_run() else _count(split, wanted)
-        drawn += generate_mnist1d(samples, _generator(seed, f"{name} {split}"))
+        drawn += generate_mnist1d(_rows(split, wanted, split), _generator(seed, f"{name} {split}"))
     return Dataset(*drawn, TEN_DIGITS, name, (f"generated (seed {seed})",))
 
 
@@ -297,8 +296,7 @@ def _load_parity(name, train, test, seed, root, dimension=30) -> Dataset:
     if dimension < 2:
         raise ValueError(f"dimension is {dimension}; the product of two coordinates needs at least 2")
     for split, wanted in (("train", 100 if train is None else train), ("test", 5000 if test is None else test)):
-        samples = min(_count(split, wanted), scale.DRY_ROWS[split]) if scale.dry_run() else _count(split, wanted)
-        drawn += _corners(samples, dimension, 2, _generator(seed, f"{name} {split}"))
+        drawn += _corners(_rows(split, wanted, split), dimension, 2, _generator(seed, f"{name} {split}"))
     if len(drawn[0]) > EASY_PARITY * dimension:
         warnings.warn(
             f"dimension is {dimension} for {len(drawn[0])} samples: from so many (80 in 12 dimensions) flat networks "
@@ -403,8 +401,10 @@ def _check_seed(seed: int) -> None:
         raise ValueError(f"seed is {seed!r}; give a whole number, such as 0")
 
 
-def _rows(samples: int) -> int:
-    return min(_count("samples", samples), scale.DRY_ROWS["train"]) if scale.dry_run() else _count("samples", samples)
+def _rows(name: str, wanted: int, split: str = "train") -> int:
+    """So many as are wanted; in a dry run a few."""
+    wanted = _count(name, wanted)
+    return min(wanted, scale.DRY_ROWS[split]) if scale.dry_run() else wanted
 
 
 def _count(name: str, value: int) -> int:
