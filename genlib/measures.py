@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from genlib._noise import FLOOR
 from genlib._precision import full_precision
-from genlib._shared import Shared, total
+from genlib._quantities import total
+from genlib._shared import Shared
 from genlib.data import Dataset
 from genlib.estimates import Estimate
 from genlib.network import Network, Params

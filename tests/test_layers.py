@@ -13,7 +13,7 @@ LAYERS = [
     "norms margins sensitivity curvature sharpness pac_bayes _weights _operators _paths _sample_gradients "
     "_objective _pieces _hessian _lanczos _sketches _gauss_newton _noise _ascent _divergences _sigma _pairs",
     "optimizers _one_sam train landscape ranking _bases _plan _engines _checkpoint",
-    "measures sweep records _shared",
+    "measures sweep records _shared _quantities",
     "claims plots",
 ]
 LAYER = {module: number for number, line in enumerate(LAYERS) for module in line.split()}
