@@ -21,8 +21,8 @@ JOBS     ?= 2
 TOGETHER := -n $(JOBS) --dist worksteal
 NBMAKE_OPTIONS :=
 NBMAKE   := $(BIN)/pytest --nbmake --nbmake-timeout
-SOURCES  := $(wildcard genlib/*.py chapters/*.ipynb chapters/claims/*.json chapters/records/*)
-PAGES    := $(wildcard chapters/assignments/release/*/*.ipynb chapters/*.md chapters/*.bib chapters/_static/*) _config.yml _toc.yml $(wildcard tests/book/*.py) tests/benchmarks/record.json
+SOURCES  := $(wildcard genlib/*.py genlib/*/*.py chapters/*.ipynb chapters/claims/*.json chapters/records/*)
+PAGES    := $(wildcard chapters/assignments/release/*/*.ipynb chapters/*.md chapters/*.bib chapters/_static/*) _config.yml _toc.yml tests/benchmarks/record.json
 
 .PHONY: help book test test-all lint unit dry-runs lab bench record assignments grade-demo grade totals repository clean always
 .DELETE_ON_ERROR:
@@ -74,20 +74,20 @@ record: $(VENV)/.installed  ## run the chapters on seed block 1 and write their 
 	GENLIB_RECORD=1 GENLIB_SEED=1 $(NBMAKE)=1000000 chapters
 
 assignments: $(VENV)/.installed  ## make the releases of the assignments from their sources; NAME= for one of them
-	@$(BIN)/python tests/book/assignments.py release $(NAME)
+	@$(BIN)/python -m genlib.book.assignments release $(NAME)
 
 grade-demo: $(VENV)/.installed  ## grade three example submissions: right, blank, hard-coded; NAME= for one assignment
-	@$(BIN)/python tests/book/assignments.py demo $(NAME)
+	@$(BIN)/python -m genlib.book.assignments demo $(NAME)
 
 grade: $(VENV)/.installed  ## grade submissions: make grade SUBMISSIONS=folder COURSE=folder OVERLAY=folder NAME=assignment
-	@$(BIN)/python tests/book/assignments.py grade "$(SUBMISSIONS)" "$(COURSE)" \
+	@$(BIN)/python -m genlib.book.assignments grade "$(SUBMISSIONS)" "$(COURSE)" \
 	    $(if $(OVERLAY),--overlay "$(OVERLAY)") $(if $(NAME),--name $(NAME))
 
 totals: $(VENV)/.installed  ## write the points of a course again, after marking by hand: make totals COURSE=folder
-	@$(BIN)/python tests/book/assignments.py totals "$(COURSE)"
+	@$(BIN)/python -m genlib.book.assignments totals "$(COURSE)"
 
 repository: $(VENV)/.installed  ## set the repository's address: make repository URL=https://github.com/owner/name
-	@$(BIN)/python tests/book/repository.py "$(URL)"
+	@$(BIN)/python -m genlib.book.repository "$(URL)"
 
 clean:  ## remove the built book and what runs left behind; .venv and the data stay
 	rm -rf _build build dist *.egg-info .cache chapters/.cache .pytest_cache .ruff_cache .hypothesis
@@ -107,7 +107,7 @@ _build/.complete: $(BOOK)/.executed $(PAGES)
 	cp _config.yml _toc.yml $(BOOK)
 	cp -R chapters/*.md chapters/*.bib chapters/_static $(BOOK)/chapters
 	cp -R chapters/assignments/release $(BOOK)/chapters/assignments
-	$(BIN)/python tests/book/assemble.py $(BOOK) $(GENLIB_SCALE)
+	$(BIN)/python -m genlib.book.assemble $(BOOK) $(GENLIB_SCALE)
 	$(BIN)/jupyter-book build $(BOOK) --path-output . --quiet -W --keep-going -n
 	@touch $@
 

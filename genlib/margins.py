@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from genlib._objective import batches, measurable, require_classes, require_finite
-from genlib._precision import full_precision
 from genlib.network import Network
+from genlib.network.objective import batches, measurable, require_classes, require_finite
+from genlib.network.precision import full_precision
 from genlib.norms import log_spectral_complexity
 
 __all__ = [

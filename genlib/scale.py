@@ -18,6 +18,7 @@ __all__ = [
     "dry_run",
     "environment",
     "knobs",
+    "on_colab",
     "recording",
     "scale",
     "seeds",
@@ -166,7 +167,11 @@ def _flag(name: str) -> bool:
     return value == "1"
 
 
-def sources_hash() -> str:
-    """A name for the state of genlib's sources: work that was kept by other sources is not taken up."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+def sources_hash(root: Path = Path(__file__).parent) -> str:
+    """A name for the state of genlib's sources, those of the book left out: work of other sources is not taken up."""
+    found = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] != "book":
+            for part in (path.relative_to(root).as_posix().encode(), path.read_bytes()):
+                found.update(b"%d " % len(part) + part)
+    return found.hexdigest()[:12]

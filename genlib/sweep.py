@@ -17,7 +17,6 @@ from genlib.progress import progress
 __all__ = ["converged", "run"]
 
 Task = tuple[list[int], dict]  # its rows in the table of configurations, and the arguments of the function
-
 SECONDS_TO_ANSWER = 10  # of a scheduler
 
 

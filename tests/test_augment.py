@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
 
-from genlib.augment import chain, random_crops, random_flips, random_rolls
+from genlib.data.augment import chain, random_crops, random_flips, random_rolls
 
 
 def test_crops_are_windows_of_the_padded_image_and_all_are_drawn():

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from genlib import claims
-from genlib.claims import Claims, Effect
+from genlib.book import claims
+from genlib.book.claims import Claims, Effect
 
 
 @pytest.fixture

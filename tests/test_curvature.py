@@ -10,9 +10,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genlib import curvature, models
-from genlib._hessian import Operator
-from genlib._lanczos import largest, quadrature
+from genlib import models
 from genlib.curvature import (
     frobenius_norm,
     gauss_newton_eigenvalues,
@@ -23,6 +21,8 @@ from genlib.curvature import (
     top_eigenvalues,
     trace,
 )
+from genlib.curvature.lanczos import largest, quadrature
+from genlib.curvature.products import Operator
 from genlib.estimates import Density
 from genlib.network import Network
 from genlib.sharpness import Objective
@@ -738,7 +738,7 @@ def test_gauss_newton_eigenvalues_of_unknown_layers_are_refused(name):
 
 
 def test_too_many_rows_for_all_eigenvalues_are_refused(monkeypatch):
-    monkeypatch.setattr(curvature, "_GRAM_LIMIT", 27)
+    monkeypatch.setattr("genlib.curvature.eigenvalues._GRAM_LIMIT", 27)
     with pytest.raises(ValueError, match=r"^inputs has 7 samples, of 4 outputs.*top_eigenvalues"):
         gauss_newton_eigenvalues(*PIECEWISE_LINEAR["dense"]())
 

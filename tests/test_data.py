@@ -23,21 +23,24 @@ from sklearn.datasets import load_digits
 from sklearn.ensemble import ExtraTreesClassifier
 from torchvision import datasets
 
-from genlib import _files, _mnist1d, data, scale
-from genlib._mnist1d import _signals
-from genlib._streams import StreamedImages
+from genlib import scale
 from genlib.data import (
     Dataset,
     attack_set,
     center_crop,
     corrupt_labels,
+    dataset,
+    files,
     gaussian_pixels,
+    generated,
     load,
     mnist1d,
     parity,
     random_pixels,
     shuffle_pixels,
 )
+from genlib.data.generated import _signals
+from genlib.data.streams import StreamedImages
 
 TRAIN, TEST = scale.DRY_ROWS["train"], scale.DRY_ROWS["test"]  # the files of this test are those of a dry run
 IMAGE_SETS = ["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"]
@@ -123,7 +126,7 @@ def test_mnist1d_draws_from_the_published_ranges(monkeypatch):
         drawn.append(arguments)
         return _signals(*arguments)
 
-    monkeypatch.setattr(_mnist1d, "_signals", keep)
+    monkeypatch.setattr(generated, "_signals", keep)
     mnist1d(20_000, seed=0)
     _, padding, shift, gain, slope, background, noise = map(torch.cat, zip(*drawn, strict=True))
     assert padding.unique().tolist() == list(range(36, 61)) and shift.unique().tolist() == list(range(48))
@@ -272,7 +275,9 @@ def test_the_history_tells_what_was_done():
 
 
 def test_to_moves_every_tensor(monkeypatch):
-    monkeypatch.setattr(data, "_check", lambda *_: None)  # it reads values, of which the meta device has none
+    monkeypatch.setattr(
+        "genlib.data.dataset._check", lambda *_: None
+    )  # it reads values, of which the meta device has none
     moved = images().to("meta")
     fields = (moved.inputs, moved.labels, moved.test_inputs, moved.test_labels, moved.true_labels, moved.replaced)
     assert moved.device.type == "meta" and all(field.device.type == "meta" for field in fields)
@@ -294,11 +299,11 @@ def test_subsets_of_one_seed_are_nested(fewer, more):
 def test_minibatches_are_the_samples_in_order(length, batch_size, block_bytes):
     whole = images()
     order = torch.randint(len(whole), (length,), generator=torch.Generator().manual_seed(length))
-    before, data.BLOCK_BYTES = data.BLOCK_BYTES, block_bytes
+    before, dataset.BLOCK_BYTES = dataset.BLOCK_BYTES, block_bytes
     try:
         batches = list(whole.minibatches(order, batch_size))
     finally:
-        data.BLOCK_BYTES = before
+        dataset.BLOCK_BYTES = before
     if length == 0:
         assert sum(len(labels) for _, labels in batches) == 0
         return
@@ -584,9 +589,9 @@ def test_image_sets_are_what_is_in_their_files(name, dry_run):
     shape = SIDES.get(name, (3, 32, 32))
     assert loaded.input_shape == shape and len(loaded.classes) == (100 if name == "cifar100" else 10)
     assert (len(loaded), len(loaded.test_labels)) == (TRAIN, TEST)
-    drawn, labels = _files._made_up("train", (28, 28) if name in SIDES else (3072,), len(loaded.classes))
+    drawn, labels = files._made_up("train", (28, 28) if name in SIDES else (3072,), len(loaded.classes))
     if name == "svhn":
-        drawn, _ = _files._made_up("train", (3, 32, 32))
+        drawn, _ = files._made_up("train", (3, 32, 32))
     pixels = drawn.reshape(TRAIN, *shape) / 255
     moments = {"axis": (0, 2, 3), "keepdims": True}
     standardised = (pixels - pixels.mean(**moments)) / pixels.std(**moments)
@@ -597,8 +602,8 @@ def test_image_sets_are_what_is_in_their_files(name, dry_run):
 
 
 def test_the_test_images_are_standardised_as_the_training_images(dry_run):
-    pixels, _ = _files._made_up("train", (28, 28))
-    test_pixels, _ = _files._made_up("test", (28, 28))
+    pixels, _ = files._made_up("train", (28, 28))
+    test_pixels, _ = files._made_up("test", (28, 28))
     expected = (test_pixels / 255 - pixels.mean() / 255) / (pixels.std() / 255)
     np.testing.assert_allclose(rows(load("mnist").test_inputs), rows(torch.from_numpy(expected)), atol=1e-5)
 
@@ -619,32 +624,32 @@ def test_a_dry_run_gives_what_there_is(dry_run):
 
 def test_the_table_names_the_files_that_torchvision_reads():
     for name, reader in (("mnist", datasets.MNIST), ("fashion_mnist", datasets.FashionMNIST)):
-        source = _files.SOURCES[name]
+        source = files.SOURCES[name]
         assert list(source.sha256) == [file for file, _ in reader.resources]
         assert source.folder == f"{reader.__name__}/raw"
     for name, reader in (("cifar10", datasets.CIFAR10), ("cifar100", datasets.CIFAR100)):
-        assert [mirror + reader.filename for mirror in _files.SOURCES[name].mirrors] == [reader.url]
-        assert list(_files.SOURCES[name].sha256) == [reader.filename]
-    urls = [_files.SOURCES["svhn"].mirrors[0] + file for file in _files.SOURCES["svhn"].sha256]
+        assert [mirror + reader.filename for mirror in files.SOURCES[name].mirrors] == [reader.url]
+        assert list(files.SOURCES[name].sha256) == [reader.filename]
+    urls = [files.SOURCES["svhn"].mirrors[0] + file for file in files.SOURCES["svhn"].sha256]
     assert urls == [datasets.SVHN.split_list[split][0] for split in ("train", "test")]
-    digests = [digest for source in _files.SOURCES.values() for digest in source.sha256.values()]
+    digests = [digest for source in files.SOURCES.values() for digest in source.sha256.values()]
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests) and len(set(digests)) == len(digests)
 
 
 def test_torchvision_itself_reads_the_made_up_files(tmp_path):
     """The formats are the published ones: torchvision's own classes read them, less their MD5s."""
-    root, source = _files._stand_in("mnist")
+    root, source = files._stand_in("mnist")
     for packed, plain in zip(source.files(Path(root)), source.files(tmp_path), strict=True):
         plain.parent.mkdir(parents=True, exist_ok=True)
         plain.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
     assert len(datasets.MNIST(tmp_path, train=True)) == TRAIN and len(datasets.MNIST(tmp_path, train=False)) == TEST
-    root, _ = _files._stand_in("cifar10")
+    root, _ = files._stand_in("cifar10")
     shutil.unpack_archive(f"{root}/cifar-10-python.tar.gz", tmp_path, filter="data")
     with pytest.raises(RuntimeError, match="not found or corrupted"):
         datasets.CIFAR10(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert len(_files._CIFAR10(tmp_path)) == TRAIN
+        assert len(files._CIFAR10(tmp_path)) == TRAIN
 
 
 @pytest.fixture
@@ -652,15 +657,15 @@ def placed(tmp_path, monkeypatch):
     """A function that places the small files of a set in a folder, and has genlib expect these and no network."""
 
     def place(name):
-        made, source = _files._stand_in(name)
+        made, source = files._stand_in(name)
         shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-        monkeypatch.setitem(_files.SOURCES, name, source)
+        monkeypatch.setitem(files.SOURCES, name, source)
         return tmp_path, source
 
     def no_network(url, root):
         raise URLError("Name or service not known")
 
-    monkeypatch.setattr(_files, "download_url", no_network)
+    monkeypatch.setattr(files, "download_url", no_network)
     return place
 
 
@@ -706,7 +711,7 @@ def test_a_damaged_file_is_refused_by_name(name, how, placed):
 
 def test_a_damaged_file_is_fetched_anew(placed, monkeypatch):
     root, source = placed("mnist")
-    made, _ = _files._stand_in("mnist")
+    made, _ = files._stand_in("mnist")
     tried = []
 
     def fetch(url, folder):
@@ -715,7 +720,7 @@ def test_a_damaged_file_is_fetched_anew(placed, monkeypatch):
             raise TimeoutError("timed out")
         shutil.copy(f"{made}/MNIST/raw/{url.rsplit('/', 1)[1]}", folder)
 
-    monkeypatch.setattr(_files, "download_url", fetch)
+    monkeypatch.setattr(files, "download_url", fetch)
     before = load("mnist", root=root)
     path = next(iter(source.files(root)))
     damage(path, "altered")
@@ -731,7 +736,7 @@ def test_a_fetched_file_that_is_not_the_published_one_is_refused(placed, monkeyp
     root, source = placed("cifar10")
     path = next(iter(source.files(root)))
     path.unlink()
-    monkeypatch.setattr(_files, "download_url", lambda url, folder: shutil.copy(__file__, f"{folder}/{path.name}"))
+    monkeypatch.setattr(files, "download_url", lambda url, folder: shutil.copy(__file__, f"{folder}/{path.name}"))
     with pytest.raises(FileNotFoundError, match=f"{path.name}: what came has SHA-256"):
         load("cifar10", root=root)
     assert not path.exists()
@@ -741,7 +746,7 @@ def test_a_fetched_file_that_is_not_the_published_one_is_refused(placed, monkeyp
 def test_without_a_network_the_error_says_what_to_place_where(name, tmp_path, placed):
     with pytest.raises(FileNotFoundError) as error:
         load(name, root=tmp_path)
-    for path, digest in _files.SOURCES[name].files(tmp_path).items():
+    for path, digest in files.SOURCES[name].files(tmp_path).items():
         assert f"{path} with SHA-256 {digest}" in str(error.value)
     assert "is missing, and fetching it failed" in str(error.value) and "Place it there" in str(error.value)
 
@@ -763,12 +768,12 @@ def test_files_unpacked_earlier_are_not_read(placed):
 def test_fetching_puts_the_time_limit_back(placed, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        _files, "download_url", lambda url, folder: seen.append(_files.socket.getdefaulttimeout()) or 1 / 0
+        files, "download_url", lambda url, folder: seen.append(files.socket.getdefaulttimeout()) or 1 / 0
     )
-    before = _files.socket.getdefaulttimeout()
+    before = files.socket.getdefaulttimeout()
     with pytest.raises(ZeroDivisionError):
         load("svhn", root=tmp_path)
-    assert seen == [30] and _files.socket.getdefaulttimeout() == before
+    assert seen == [30] and files.socket.getdefaulttimeout() == before
 
 
 # Images that stay in their files
@@ -776,7 +781,7 @@ def test_fetching_puts_the_time_limit_back(placed, tmp_path, monkeypatch):
 
 @pytest.fixture
 def folders(tmp_path):
-    made, _ = _files._stand_in("imagenet")
+    made, _ = files._stand_in("imagenet")
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path
 

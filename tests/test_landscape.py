@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from genlib import _objective
 from genlib.landscape import basin_radius, filter_normalized_directions, line, plane, surface
-from genlib.network import Network
+from genlib.network import Network, chunks
 
 
 def cross_entropy(module, inputs, labels):
@@ -379,7 +378,7 @@ def test_radii_of_a_stack_side_by_side_and_in_parts(name, filter_normalized, mon
     for chunk_size in (25, 12, 5):
         torch.testing.assert_close(radii(networks[0], chunk_size=chunk_size).radii, each[0])
     numbers = sum(w.numel() for w in networks[0].parameters())
-    monkeypatch.setattr(_objective, "_NUMBERS", 2 * numbers)  # two directions at a time
+    monkeypatch.setattr(chunks, "_NUMBERS", 2 * numbers)  # two directions at a time
     parts = radii(networks[0])
     torch.testing.assert_close(parts.radii, each[0])
 

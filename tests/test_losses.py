@@ -14,9 +14,9 @@ from torch import nn
 from torch.func import grad, vmap
 
 from genlib import curvature, data, margins, models, sensitivity, train
-from genlib._losses import per_sample_loss, zero_one_loss
 from genlib.measures import evaluate
 from genlib.network import Network
+from genlib.network.losses import per_sample_loss, zero_one_loss
 from genlib.sharpness import Objective, expected_sharpness
 from genlib.train import Stop, fit, fit_many
 
@@ -115,7 +115,7 @@ def test_zero_and_what_is_not_finite_are_errors_for_both_classes():
     network = nn.Linear(3, 1, bias=False)
     nn.init.zeros_(network.weight)
     for label in (0, 1):
-        assert train.evaluate(network, torch.randn(4, 3), torch.full((4,), label), loss="mse") == (1.0, 0.0)
+        assert train.loss_and_accuracy(network, torch.randn(4, 3), torch.full((4,), label), loss="mse") == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
@@ -134,7 +134,7 @@ LABELS_ELSEWHERE = {
     "sharpness": lambda n, x, y: expected_sharpness(n, x, y, scale=0.1, draws=4, loss="mse"),
     "a loss of one's own": lambda n, x, y: Objective.of(n, x, y, lambda logits, labels: logits[:, 0]),
     "catalogue": lambda n, x, y: evaluate(n, (x, y)),
-    "accuracy": lambda n, x, y: train.evaluate(n, x, y),
+    "accuracy": lambda n, x, y: train.loss_and_accuracy(n, x, y),
     "training": lambda n, x, y: fit(
         n, data.Dataset(x, y, x, y, tuple("abc")), lr=0.1, loss="mse", stop=Stop(steps=3, every=1)
     ),
@@ -180,7 +180,7 @@ def test_training_learns_the_sign_and_a_stack_equals_its_networks(loss, normaliz
         f, y = alone.module(dataset.test_inputs)[:, 0], 2 * dataset.test_labels - 1
         assert alone.history["test_accuracy"].iloc[-1] == (f * y > 0).double().mean().item()
         assert alone.history["loss"].iloc[-1] < alone.history["loss"].iloc[0]
-        both = train.evaluate(alone.module, dataset.test_inputs, dataset.test_labels, loss=loss)
+        both = train.loss_and_accuracy(alone.module, dataset.test_inputs, dataset.test_labels, loss=loss)
         assert both == pytest.approx(tuple(alone.history[["test_loss", "test_accuracy"]].iloc[-1]), rel=1e-6)
 
 

@@ -5,7 +5,8 @@ import torch
 from kernels import case, kernels
 from memory import BOUNDS, Live, measured, peak
 
-from genlib import _objective, margins, sensitivity
+from genlib import margins, sensitivity
+from genlib.network import chunks, objective
 
 OF = {name: bound for bounds in BOUNDS.values() for name, bound in bounds.items()}
 
@@ -48,7 +49,7 @@ BY_CHUNKS = {
 
 @pytest.mark.parametrize("name", BY_CHUNKS)
 def test_memory_does_not_grow_with_chunks(name, monkeypatch):
-    monkeypatch.setattr(_objective, "_chunk_size", lambda *_: 24)
+    monkeypatch.setattr(objective, "samples_at_once", lambda *_: 24)
     network, initial, inputs, labels = case("convolutional")
     few, many = (
         peak(BY_CHUNKS[name], network, initial, inputs.repeat(times, 1, 1, 1), labels.repeat(times))
@@ -62,7 +63,7 @@ def test_memory_does_not_grow_with_chunks(name, monkeypatch):
                                   "keskar_sharpness", "pac_bayes_bound", "sharpness_kl", "line", "plane", "surface",
                                   "basin_radius"])  # fmt: skip
 def test_memory_does_not_grow_with_draws_or_steps(name, monkeypatch):
-    monkeypatch.setattr(_objective, "_NUMBERS", 1)  # what lies side by side beyond one
+    monkeypatch.setattr(chunks, "_NUMBERS", 1)  # what lies side by side beyond one
     network, initial, inputs, labels = case("dense")
     few, many = (
         peak(kernels(draws=draws, steps=steps)[name], network, initial, inputs, labels)

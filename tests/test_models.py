@@ -11,9 +11,9 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from genlib import models
-from genlib._by_hand import whole
 from genlib.curvature import hessian_vector_product, trace
 from genlib.models import build, deep_memorizing_network, inception_v3, memorizing_network, mlp
+from genlib.models.by_hand import whole
 from genlib.network import Network
 from genlib.sensitivity import transitions
 

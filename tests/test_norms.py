@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from genlib import _operators, _weights, models, norms
-from genlib.network import Network
+from genlib import models, norms
+from genlib.network import Network, weights
+from genlib.norms import operators
 
 
 def dense(layer, shape):
@@ -123,7 +124,7 @@ def test_lanczos_reads_from_the_device_once_in_eight_steps(monkeypatch):
 @pytest.mark.parametrize("chunk", [2**23, 5000])
 @pytest.mark.parametrize("sizes", [(12, 13), (13, 12)])
 def test_circular_norm_is_the_largest_of_all_frequencies(monkeypatch, sizes, chunk):
-    monkeypatch.setattr(_operators, "_SPECTRUM_CHUNK", chunk)
+    monkeypatch.setattr(operators, "_SPECTRUM_CHUNK", chunk)
     convolution = drawn(nn.Conv2d(9, 7, 3, padding=1, padding_mode="circular"))
     transform = np.fft.fft2(convolution.weight.detach().double().numpy(), sizes)
     largest = np.linalg.svd(transform.transpose(2, 3, 0, 1), compute_uv=False).max()
@@ -144,7 +145,7 @@ def test_padding_and_stride_count_and_the_reshaped_kernel_is_too_small():
 @pytest.mark.parametrize("limit", [1024, 4])
 @pytest.mark.parametrize("shape", [(30, 7), (7, 30), (12, 12), (1, 9)])
 def test_dense_norms_by_gram_matrix_and_by_lanczos(monkeypatch, shape, limit):
-    monkeypatch.setattr(_operators, "_GRAM_LIMIT", limit)
+    monkeypatch.setattr(operators, "_GRAM_LIMIT", limit)
     layer = drawn(nn.Linear(*shape))
     largest = torch.linalg.svdvals(layer.weight.detach().double())[0]
     measured = norms.spectral_norms(layer, input_shape=(shape[0],))[0]
@@ -192,10 +193,10 @@ def test_folding_is_exact(layers, shape):
     module = drawn(nn.Sequential(*layers))
     largest = torch.linalg.svdvals(dense(module, shape))[0].item()
     assert norms.spectral_norms(module, input_shape=shape).tolist() == [pytest.approx(largest, rel=1e-5)]
-    [weight] = _weights.folded_weights(Network.of(module))
+    [weight] = weights.folded_weights(Network.of(module))
     assert weight.rows.shape == (1, layers[1].num_features, weight.value[0].numel() // layers[1].num_features)
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
-    y = _operators.apply_linear(layers[0], weight.value[0], x)
+    y = operators.apply_linear(layers[0], weight.value[0], x)
     y = y + weight.bias[0].view(1, -1, *[1] * (y.ndim - 2))
     torch.testing.assert_close(y, module(x).detach(), rtol=1e-4, atol=1e-5)
 
@@ -532,8 +533,9 @@ class Diagonal(nn.Module):
 
 def test_a_type_is_registered_by_its_matrix(monkeypatch):
     registry = {}
-    monkeypatch.setattr(_weights, "REGISTERED", registry)
-    monkeypatch.setattr(norms, "REGISTERED", registry)
+    monkeypatch.setattr("genlib.network.weights.REGISTERED", registry)
+    monkeypatch.setattr("genlib.norms.layers.REGISTERED", registry)
+    monkeypatch.setattr("genlib.norms.paths.REGISTERED", registry)
     module = nn.Sequential(nn.Linear(2, 3), Diagonal(3), nn.Linear(3, 2))
     with pytest.raises(
         ValueError, match=r"1 is of type Diagonal, whose norm is unknown; register it with norms\.register_norm"
@@ -572,8 +574,9 @@ class Diagonals(nn.Module):
 
 def test_a_registered_module_is_one_layer_whatever_it_holds(monkeypatch):
     registry = {}
-    monkeypatch.setattr(_weights, "REGISTERED", registry)
-    monkeypatch.setattr(norms, "REGISTERED", registry)
+    monkeypatch.setattr("genlib.network.weights.REGISTERED", registry)
+    monkeypatch.setattr("genlib.norms.layers.REGISTERED", registry)
+    monkeypatch.setattr("genlib.norms.paths.REGISTERED", registry)
     once, twice = Pair(1), Pair(2)
     assert norms.layer_names(once) == ["pair.left", "pair.right"]
     norms.register_norm(Diagonals, lambda layer, tensors: tensors["left.weight"] + tensors["right.weight"])
@@ -674,6 +677,6 @@ def test_bad_input_is_refused_by_name(name):
 
 
 def test_a_tolerance_out_of_reach_is_refused(monkeypatch):
-    monkeypatch.setattr(_operators, "MAX_PASSES", 16)
+    monkeypatch.setattr(operators, "MAX_PASSES", 16)
     with pytest.raises(ValueError, match=r"rtol 1e-09 is not reached for 0 in 16 passes"):
         norms.spectral_norms(nn.Sequential(drawn(nn.Conv2d(4, 4, 3, padding=1))), input_shape=(4, 9, 9), rtol=1e-9)

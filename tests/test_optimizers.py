@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from memory import peak
 from torch import nn
 
-from genlib import _objective, data, models
-from genlib.network import Network
+from genlib import data, models
+from genlib.network import Network, objective
 from genlib.optimizers import SAM, LabelNoise, OneSAM, one_sam_gradient, project_first_layer
 from genlib.train import Stop, fit, fit_many
 
@@ -382,7 +382,7 @@ def test_chunks_change_nothing_but_the_memory(monkeypatch):
 
         whole = run(300)
         with monkeypatch.context() as patch:
-            patch.setattr(_objective, "_chunk_size", lambda *_: 16)
+            patch.setattr(objective, "samples_at_once", lambda *_: 16)
             mean, found = run(300)
             few, many = (peak(run, samples) for samples in (48, 300))
         assert mean.item() == pytest.approx(whole[0].item(), rel=1e-12)
@@ -521,7 +521,7 @@ KILLED = [(recipe, stacked) for recipe in RECIPES for stacked in (False, True)]
 
 @pytest.mark.parametrize(("recipe", "stacked"), [*KILLED, (SAM(0.05, base=torch.optim.AdamW), False)])
 def test_a_killed_training_goes_on_bit_for_bit(parity, tmp_path, monkeypatch, recipe, stacked):
-    monkeypatch.setattr("genlib._checkpoint.SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr("genlib.train.checkpoint.SECONDS_BETWEEN_SAVES", 0.0)
     nets, schedule = [models.two_layer(16, width=8, seed=s) for s in range(2)], Ending()
 
     def train(folder):

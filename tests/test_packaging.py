@@ -18,10 +18,13 @@ from genlib import measures
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+SOURCES = sorted((ROOT / "genlib").rglob("*.py"))
+IN_CHAPTERS = ("__init__", "claims", "plots", "records")  # of genlib.book: these need no extra
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 NOTEBOOK_ONLY = {"IPython", "matplotlib_inline"}  # imported where a notebook asks for it, which has it
 OPTIONAL = {"distributed"}  # of the extra [cluster]
 UNSEEN = {"pyarrow"}  # that pandas imports, to read and write Parquet
+UNSEEN_IN_THE_BOOK = {"ruff", "tabulate"}  # which lay out signatures and, from pandas, tables
 BARE_INSTALL = re.compile(r"""\bpip3? install (?:-\S+ )*["']?genlib\b""")
 TEXTS = {".py", ".md", ".ipynb", ".toml", ".txt", ".yml", ".yaml", ".cff", ""}
 
@@ -51,17 +54,19 @@ def _files():
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {name for name in names if ".dist-info/" not in name}
-    assert package == {f"genlib/{path.name}" for path in (ROOT / "genlib").iterdir() if path.is_file()}
+    assert package == {path.relative_to(ROOT).as_posix() for path in SOURCES} | {"genlib/py.typed"}
+    assert len({name.split("/")[1].removesuffix(".py") for name in package}) == 21  # the rooms, __init__, py.typed
     assert "genlib/py.typed" in package
     assert any(name.endswith("/LICENSE") for name in names)
 
 
 def test_wheel_installs_and_imports(wheel, tmp_path):
     _pip("install", "--no-deps", "--no-index", "--target", tmp_path, wheel)
-    modules = sorted(path.stem for path in (ROOT / "genlib").glob("*.py") if path.stem != "__init__")
+    parts = [path.relative_to(ROOT).with_suffix("").parts for path in SOURCES if path.parent.name != "book"]
+    modules = sorted(".".join(part).removesuffix(".__init__") for part in parts)
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        f"from genlib import {', '.join(modules)}\n"
+        f"import {', '.join(modules)}, genlib.book.claims, genlib.book.plots, genlib.book.records\n"
         "import genlib, importlib.metadata\n"
         "print(genlib.__file__, genlib.__version__, importlib.metadata.version('generalization-measures'))"
     )
@@ -70,17 +75,28 @@ def test_wheel_installs_and_imports(wheel, tmp_path):
     assert run.stdout.split() == [str(tmp_path / "genlib/__init__.py"), PROJECT["version"], PROJECT["version"]]
 
 
-def test_what_genlib_imports_is_a_dependency():
+def _needed(sources):
+    """The distributions that these sources import."""
     imported = set()
-    for path in (ROOT / "genlib").glob("*.py"):
+    for path in sources:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {name.name.split(".")[0] for name in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
+            elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.split(".")[0])
     needed = imported - set(sys.stdlib_module_names) - NOTEBOOK_ONLY - OPTIONAL - {"genlib"}
-    stated = {re.match(r"[\w.-]+", dependency)[0] for dependency in PROJECT["dependencies"]}
-    assert {DISTRIBUTIONS.get(name, name) for name in needed} | UNSEEN == stated
+    return {DISTRIBUTIONS.get(name, name) for name in needed}
+
+
+def _names(dependencies):
+    return {re.match(r"[\w.-]+", dependency)[0] for dependency in dependencies}
+
+
+def test_what_genlib_imports_is_a_dependency_and_what_builds_the_book_an_extra():
+    tools = {path for path in SOURCES if path.parent.name == "book" and path.stem not in IN_CHAPTERS}
+    assert _needed(set(SOURCES) - tools) | UNSEEN == _names(PROJECT["dependencies"])
+    of_the_book = _names(PROJECT["optional-dependencies"]["book"])
+    assert (_needed(tools) | UNSEEN_IN_THE_BOOK) - _names(PROJECT["dependencies"]) == of_the_book
 
 
 def test_package_has_lower_bounds_and_the_book_exact_pins():
@@ -141,4 +157,4 @@ def test_the_catalogue_s_example_adds_a_measure():
         found = measures.evaluate(network, (torch.zeros(1, 3), torch.tensor([0])), names=["largest_weight"])
         assert found.value["largest_weight"] == max(w.abs().max() for w in network.parameters())
     finally:
-        del measures._catalogue["largest_weight"]
+        del measures.measure.registry["largest_weight"]

@@ -10,8 +10,8 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
-from genlib import plots
-from genlib.claims import Effect
+from genlib.book import plots
+from genlib.book.claims import Effect
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from torch.backends import cuda, cudnn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from genlib import curvature, landscape, margins, norms, pac_bayes, sensitivity, sharpness
-from genlib._precision import full_precision
 from genlib.network import Network
+from genlib.network.precision import full_precision
 
 SHAPE = {"input_shape": (3, 4, 4)}
 KERNELS = {

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from genlib._pairs import sweep_of
 from genlib.ranking import (
     Ranking,
     conditional_mutual_information,
@@ -20,6 +19,7 @@ from genlib.ranking import (
     resolvable_difference,
     sign_errors,
 )
+from genlib.ranking.pairs import sweep_of
 
 AXES = ["width", "lr"]
 ALL = (pooled_kendall, granulated_kendall, conditional_mutual_information)

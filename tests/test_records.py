@@ -1,7 +1,8 @@
 import pandas as pd
 import pytest
 
-from genlib import records, scale
+from genlib import scale
+from genlib.book import records
 
 
 def train(seeds: list[int]) -> pd.DataFrame:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,29 @@ def test_cache_is_kept_apart_for_other_sources(monkeypatch, tmp_path):
     monkeypatch.setattr(scale, "sources_hash", lambda: "other")
     assert before.parent == tmp_path
     assert scale.cache_directory() != before
+
+
+def test_every_file_outside_the_book_is_in_the_hash_with_its_name(tmp_path):
+    root = tmp_path / "genlib"
+    shutil.copytree(Path(scale.__file__).parent, root, ignore=shutil.ignore_patterns("__pycache__"))
+    before = scale.sources_hash(root)
+    assert before == scale.sources_hash()
+    seen = {before}
+    for path in sorted(root.rglob("*.py")):
+        source = path.read_bytes()
+        path.write_bytes(bytes([source[0] ^ 1]) + source[1:])
+        changed = scale.sources_hash(root)
+        path.write_bytes(source)
+        path.rename(path.with_name("renamed.py"))
+        renamed = scale.sources_hash(root)
+        path.with_name("renamed.py").rename(path)
+        if path.parent.name == "book":
+            assert {changed, renamed} == {before}
+        else:
+            assert len({changed, renamed} - seen) == 2
+            seen |= {changed, renamed}
+    (root / "norms/added.py").write_bytes(b"")
+    assert scale.sources_hash(root) not in seen
 
 
 def test_a_dry_run_gets_two_seeds(monkeypatch):

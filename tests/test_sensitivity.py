@@ -10,17 +10,19 @@ from hypothesis import given
 from torch import nn
 from torch.func import jacrev, vmap
 
-from genlib import _pieces, models, network, sensitivity
-from genlib.network import Network
+from genlib import models
+from genlib.network import Network, operations
 from genlib.sensitivity import (
     breakpoints,
     ellipse,
     jacobian_norms,
     mean_squared_jacobian_norm,
+    pieces,
     random_ellipses,
     transitions,
     translation_loop,
 )
+from genlib.sensitivity.jacobians import _in_row_space
 
 PIECEWISE = ("relu", "relu6", "hardtanh", "hardsigmoid")
 OUTPUTS = {"logits": lambda f: f, "probabilities": lambda f: f.softmax(-1)}
@@ -152,7 +154,7 @@ def test_nothing_cancels_where_a_class_is_nearly_certain(scale, norm):
 @pytest.mark.parametrize("norm", MATRIX)
 def test_more_inputs_than_units_are_turned_away(norm):
     module, inputs = models.mlp(4 * 10, 3, width=6, depth=2).double(), normal(30, 4, 10)
-    assert sensitivity._in_row_space(Network.of(module), inputs, 3)[1].shape == (30, 6)
+    assert _in_row_space(Network.of(module), inputs, 3)[1].shape == (30, 6)
     for of in OUTPUTS:
         found = jacobian_norms(module, inputs, of=of, norm=norm)
         torch.testing.assert_close(found, MATRIX[norm](jacobians(module, inputs, of)))
@@ -187,7 +189,7 @@ def test_jacobians_that_exceed_the_limit_are_taken_in_chunks(monkeypatch):
 
     module, inputs = Recorded(6, 5), torch.ones(20, 6)
     expected = jacobian_norms(module, inputs)
-    monkeypatch.setattr(sensitivity, "_JACOBIAN_BYTES", 3 * 6 * 5 * 4)  # of three samples
+    monkeypatch.setattr("genlib.sensitivity.jacobians._JACOBIAN_BYTES", 3 * 6 * 5 * 4)  # of three samples
     sizes.clear()
     torch.testing.assert_close(jacobian_norms(module, inputs), expected)
     assert max(sizes) == 3 and sum(sizes) == 20 + 1
@@ -463,7 +465,7 @@ def test_functions_methods_skips_and_layers_in_place():
 
 
 def test_every_operation_that_the_network_calls_piecewise_linear_has_its_pieces():
-    assert set(_pieces._KINKS) | set(_pieces._POOLS) == network._PIECEWISE_LINEAR
+    assert set(pieces._KINKS) | set(pieces._POOLS) == operations._PIECEWISE_LINEAR
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 9, 10, 35, 1000])

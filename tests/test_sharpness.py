@@ -10,8 +10,8 @@ from torch import nn
 from torch.func import functional_call
 
 from genlib import models
-from genlib._objective import seeded_generator
 from genlib.network import Network
+from genlib.network.objective import seeded_generator
 from genlib.sharpness import (
     Objective,
     deviations,

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from genlib import data, models, train
-from genlib.train import Stop, evaluate, fit, fit_many
+from genlib import data, models
+from genlib.train import Stop, fit, fit_many, loss_and_accuracy
+from genlib.train.loop import _loop_is_faster
+from genlib.train.plan import Job
 
 TEN_STEPS = Stop(steps=10, every=10)
 
@@ -118,7 +120,7 @@ def test_targets_stop_training_and_caps_do_not_count_as_convergence(digits, net)
     last = run.history.iloc[-1]
     assert run.converged and last.loss <= 0.5 and last.accuracy >= 0.9
     assert (run.history.loss.iloc[:-1] > 0.5).any()
-    measured = evaluate(run.module, digits.inputs, digits.labels)
+    measured = loss_and_accuracy(run.module, digits.inputs, digits.labels)
     assert measured == pytest.approx((last.loss, last.accuracy), abs=1e-6)
     capped = fit(net, digits, lr=0.1, batch_size=32, stop=Stop(loss=1e-9, steps=4))
     assert not capped.converged and capped.steps == 4
@@ -142,7 +144,7 @@ def test_mean_squared_error_is_torchs(digits, net):
     inputs, labels = digits.inputs, digits.labels
     targets = nn.functional.one_hot(labels, 10).float()
     expected = nn.functional.mse_loss(net(inputs), targets).item()
-    assert evaluate(net, inputs, labels, loss="mse")[0] == pytest.approx(expected, rel=1e-6)
+    assert loss_and_accuracy(net, inputs, labels, loss="mse")[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_schedule_is_a_factor_on_the_rate(digits, net):
@@ -198,7 +200,7 @@ class Fading:
 
 @pytest.mark.parametrize("stacked", [False, True])
 def test_a_killed_training_goes_on_bit_for_bit(digits, tmp_path, monkeypatch, stacked):
-    monkeypatch.setattr("genlib._checkpoint.SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr("genlib.train.checkpoint.SECONDS_BETWEEN_SAVES", 0.0)
     nets = [models.mlp(64, 10, width=8, dropout=0.2, normalization="batch", seed=s) for s in range(3)]
     fading = Fading()
 
@@ -309,10 +311,10 @@ def test_stacks_of_different_shapes_sizes_or_counts_are_refused(digits, net):
 
 
 def test_convolutions_and_wide_layers_loop_on_a_cpu(digits):
-    job = lambda module: train.Job(module, digits, 0.1, 0.0, TEN_STEPS, 0)  # noqa: E731
-    assert not train._loop_is_faster(job(models.mlp(64, 10, width=64, seed=0)))
-    assert train._loop_is_faster(job(models.mlp(64, 10, width=512, seed=0)))
-    assert train._loop_is_faster(job(nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten())))
+    job = lambda module: Job(module, digits, 0.1, 0.0, TEN_STEPS, 0)  # noqa: E731
+    assert not _loop_is_faster(job(models.mlp(64, 10, width=64, seed=0)))
+    assert _loop_is_faster(job(models.mlp(64, 10, width=512, seed=0)))
+    assert _loop_is_faster(job(nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten())))
 
 
 def test_killing_a_loop_of_networks_loses_none_that_had_finished(digits, tmp_path):

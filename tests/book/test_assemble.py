@@ -10,12 +10,12 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from assemble import BENCHMARKS, RANKED, assemble, draw_speed, seconds
-from catalogue import cheat_sheet, words_outside
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from scoreboard import draw_effects
 
-from genlib import claims
+from genlib.book import claims
+from genlib.book.assemble import BENCHMARKS, assemble, draw_speed, seconds
+from genlib.book.catalogue import cheat_sheet, words_outside
+from genlib.book.scoreboard import draw_effects
 from genlib.measures import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
@@ -242,7 +242,10 @@ def test_the_picture_of_the_readme_is_that_of_the_records(tmp_path):
 
 
 def test_the_cheat_sheet_has_a_line_a_measure_with_what_chapter_7_found():
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in cheat_sheet(RANKED).splitlines()[2:]]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in cheat_sheet(ROOT / "chapters").splitlines()[2:]
+    ]
     assert [row[0] for row in rows] == [f"`{name}`" for name in CATALOGUE]
     assert all(len(row) == 5 for row in rows), "a bar in a symbol would make another cell"
     scored = [row for row in rows if row[3]]

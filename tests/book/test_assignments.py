@@ -11,7 +11,9 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from assignments import (
+from nbgrader.api import Gradebook
+
+from genlib.book.assignments import (
     EXAMPLES,
     HIDDEN,
     HOME,
@@ -27,7 +29,6 @@ from assignments import (
     replace_cells,
     sheets,
 )
-from nbgrader.api import Gradebook
 
 SCRIPT = Path(__file__).parent / "assignments.py"
 AUTOMATIC = ("kernel-public", "kernel-hidden", "experiment-public", "experiment-hidden")

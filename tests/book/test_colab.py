@@ -11,7 +11,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from packaging.requirements import Requirement
-from repository import address, chapters, notebooks, setup_cell
+
+from genlib.book.repository import address, chapters, notebooks, setup_cell
 
 ROOT = Path(__file__).parents[2]
 THERE = ("numpy", "pandas", "matplotlib", "ipykernel", "jedi")  # newest ones, as on Colab; torch is ours, made visible

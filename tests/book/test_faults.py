@@ -10,15 +10,16 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from assemble import configure
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from genlib.book.assemble import configure
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 BUILD_OPTIONS = re.search(r"jupyter-book build \S+ --path-output \S+ (.*)", (ROOT / "Makefile").read_text())[1].split()
 DECIDE = """
-from genlib.claims import Claims
+from genlib.book.claims import Claims
 claims = Claims("{}", folder="claims")
 claim = claims.state("paper.1", "It grows.", source="Section 1", criterion="the difference is positive")
 claim.decide([1.0, 1.1, 1.2], seeds=[0, 1, 2])

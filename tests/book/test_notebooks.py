@@ -5,8 +5,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from repository import address, chapters, guides, setup_cell
 from rules import guide_faults, notebook_faults, output_faults
+
+from genlib.book.repository import address, chapters, guides, setup_cell
 
 ROOT = Path(__file__).parents[2]
 EXERCISE = "```{{exercise-start}} •• 10 minutes\n:label: ex-{0}\n```\nWhy is that so?\n```{{exercise-end}}\n```"

@@ -8,8 +8,9 @@ import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from repository import address, assignments, chapters, notebooks
 from rules import output_faults, page_faults, site_faults
+
+from genlib.book.repository import address, assignments, chapters, notebooks
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build/html"

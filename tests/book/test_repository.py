@@ -9,7 +9,8 @@ from unittest.mock import Mock
 import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
-from repository import address, assignments, notebooks, set_address, setup_cell
+
+from genlib.book.repository import address, assignments, notebooks, set_address, setup_cell
 
 ROOT = Path(__file__).parents[2]
 HERE = "https://github.com/owner/name"

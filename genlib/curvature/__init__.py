@@ -1,0 +1,21 @@
+"""Curvature: the Hessian of the training loss, its products, eigenvalues, trace, norm and density; gradient noise."""
+
+from genlib.curvature.density import spectral_density
+from genlib.curvature.eigenvalues import gauss_newton_eigenvalues, top_eigenvalues
+from genlib.curvature.products import hessian_vector_product
+from genlib.curvature.sample_gradients import gradient_variance
+from genlib.curvature.traces import frobenius_norm, gauss_newton_error, trace
+from genlib.curvature.volume import LogVolume, log_basin_volume
+
+__all__ = [
+    "LogVolume",
+    "frobenius_norm",
+    "gauss_newton_eigenvalues",
+    "gauss_newton_error",
+    "gradient_variance",
+    "hessian_vector_product",
+    "log_basin_volume",
+    "spectral_density",
+    "top_eigenvalues",
+    "trace",
+]

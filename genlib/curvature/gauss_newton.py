@@ -1,0 +1,256 @@
+"""The Gauss-Newton part of the Hessian, from every sample's own gradients: its trace, and its spectrum."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from genlib.estimates import Estimate
+from genlib.network import Network
+from genlib.network.losses import Loss
+from genlib.network.objective import Objective, rademacher
+from genlib.network.weights import BATCH_NORM, CONVOLUTIONS, TRANSPOSED
+
+__all__ = ["exact_trace", "gram_matrix", "obstacle", "squared_gradients", "unknown_gradients", "with_records"]
+
+_LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, BATCH_NORM, nn.PReLU)
+_ALL_CLASSES = 64  # above it cotangents are drawn
+_COTANGENTS = 16  # a sample, where they are drawn
+
+
+def obstacle(network: Network, loss: Loss) -> str | None:
+    """Why the Hessian's trace isn't known to be the Gauss-Newton one, if it isn't."""
+    if odd := [layer.name for layer in network.layers if layer.kind not in ("linear", "piecewise linear")]:
+        return f"network: {', '.join(odd)} is not piecewise linear, or not known to be"
+    return unknown_gradients(network, loss)
+
+
+def unknown_gradients(network: Network, loss: Loss) -> str | None:
+    """Why each sample's own gradients aren't to be had layer by layer, if they aren't."""
+    if loss not in ("cross_entropy", "mse"):
+        return f"loss is {loss!r}, whose Hessian in the logits is not known here"
+    if network.graph is None:
+        return "network: torch.fx can't trace this module, so its layers aren't known"
+    runs = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
+    owners: dict[int, str] = {}
+    for name, layer in network.module.named_modules(remove_duplicate=False):
+        if not runs[name]:
+            continue
+        for parameter in layer.parameters(recurse=False):
+            if owners.setdefault(id(parameter), name) != name:
+                return f"network: {owners[id(parameter)]} and {name} share a weight"
+        if isinstance(layer, BATCH_NORM) and layer.running_mean is None:
+            return f"network: {name} normalizes by the batch at hand"
+        if _own(layer) and not (isinstance(layer, _LAYERS) and _own(layer) <= {"weight", "bias"}):
+            return f"network: the weights of {name} are those of no layer that is known here"
+        if _own(layer) and runs[name] > 1:
+            return f"network: {name} runs {runs[name]} times"
+    params = {name for name, _ in network.module.named_parameters(remove_duplicate=False)}
+    if loose := [node.target for node in network.graph.nodes if node.op == "get_attr" and node.target in params]:
+        return f"network: {loose[0]} is used outside of its layer"
+    return None
+
+
+def _own(layer: nn.Module) -> set[str]:
+    return {name for name, _ in layer.named_parameters(recurse=False)}
+
+
+def exact_trace(
+    objective: Objective, loss: str, cotangents: int | None, chunk_size: int | None, generator: torch.Generator
+) -> Estimate:
+    outputs = objective.outputs
+    count = cotangents or (outputs if outputs <= _ALL_CLASSES else _COTANGENTS)
+    count, drawn = min(count, outputs), count < outputs
+    if chunk_size is None:  # every sample passes backwards once a cotangent
+        objective = replace(objective, chunk_size=max(1, objective.chunk_size // count))
+    module, met = with_records(objective.network)
+    by_layer: dict[str, Tensor] = {}
+    variance = objective.inputs.new_zeros((), dtype=next(iter(objective.network.params.values())).dtype)
+    for inputs, _ in objective.batches:
+        total = 0.0
+        for name, layer, x, delta in _backward(module, met, inputs, loss, count if drawn else None, generator):
+            squares = squared_gradients(layer, x, delta)
+            by_layer[name] = by_layer.get(name, 0.0) + squares.sum() / objective.samples
+            total = total + squares
+        if drawn:
+            variance += count * total.var(0).sum() / objective.samples**2
+    weighing = any(isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)) for _, layer, *_ in met)
+    return Estimate(sum(by_layer.values()), variance.sqrt(), 1.0 + count * (1 + weighing), by_layer)
+
+
+def with_records(network: Network) -> tuple[nn.Module, list[tuple[str, nn.Module, Tensor, Tensor]]]:
+    """A copy that shares every tensor, and the list where it writes each layer with its input and output as it runs."""
+    module = network.shared_copy(requires_grad=True)
+    met: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+
+    def record(name: str) -> Callable:
+        def hook(layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+            met.append((name, layer, args[0].detach(), output))
+            return output.clone()  # what comes next may work in place
+
+        return hook
+
+    for name, layer in module.named_modules():
+        if isinstance(layer, _LAYERS) and _own(layer):
+            layer.register_forward_hook(record(name))
+    return module, met
+
+
+def _backward(
+    module: nn.Module,
+    met: list,
+    inputs: Tensor,
+    loss: str,
+    drawn: int | None = None,
+    generator: torch.Generator | None = None,
+) -> list[tuple[str, nn.Module, Tensor, Tensor]]:
+    """Each layer with its input and the cotangents at its output, [cotangents, n, …]; both from `with_records`."""
+    met.clear()
+    with torch.enable_grad():
+        logits = module(inputs)
+    factor = _factor(logits.detach(), loss, drawn, generator)
+    outputs = [output for *_, output in met]
+    deltas = torch.autograd.grad(logits, outputs, factor, is_grads_batched=True, materialize_grads=True)
+    if odd := [(name, len(x)) for name, _, x, _ in met if len(x) != len(inputs)]:
+        raise ValueError(
+            f"network: {odd[0][0]} sees {odd[0][1]} rows for {len(inputs)} samples, so a sample's own share of its "
+            "gradient isn't known; method='hutch++' estimates the trace, top_eigenvalues the spectrum"
+        )
+    return [(name, layer, x, delta) for (name, layer, x, _), delta in zip(met, deltas, strict=True)]
+
+
+def _factor(
+    logits: Float[Tensor, "n classes"], loss: str, drawn: int | None = None, generator: torch.Generator | None = None
+) -> Float[Tensor, "cotangents n classes"]:
+    """Cotangents s_c with Σ_c s_c s_cᵀ the Hessian of the loss in the logits, or that on average over random signs."""
+    n, classes = logits.shape
+    if drawn is None:
+        signs = torch.eye(classes, dtype=logits.dtype, device=logits.device).unsqueeze(1)
+    else:
+        signs = rademacher((drawn, n, classes), logits, generator) / drawn**0.5
+    if loss == "mse":
+        return ((2 / classes) ** 0.5 * signs).expand(-1, n, classes)
+    if classes == 1:  # σ(f)(1 − σ(f))
+        return (logits.sigmoid() * (-logits).sigmoid()).sqrt() * signs
+    p = logits.softmax(1)
+    roots = p.sqrt() * signs  # diag(p) - ppᵀ = AAᵀ, column c of A being √p_c (e_c - p)
+    return roots - p * roots.sum(-1, keepdim=True)
+
+
+def squared_gradients(
+    layer: nn.Module, x: Float[Tensor, "n ..."], delta: Float[Tensor, "cotangents n ..."]
+) -> Float[Tensor, "cotangents n"]:
+    """|∂(δ·layer(x))/∂(weight, bias)|² of each sample, δ being the gradient at the layer's output."""
+    squares = torch.zeros(delta.shape[:2], dtype=delta.dtype, device=delta.device)
+    if "weight" in _own(layer):
+        factors = _factors(layer, x, delta)
+        squares += _slope_gradient(layer, x, delta).square().sum(-1) if factors is None else _product_squares(*factors)
+    if "bias" in _own(layer):
+        squares += _bias_gradient(layer, delta).square().sum(-1)
+    return squares
+
+
+def _bias_gradient(layer: nn.Module, delta: Tensor) -> Float[Tensor, "cotangents n features"]:
+    channels = delta if isinstance(layer, nn.Linear) else delta.movedim(2, -1)
+    return channels.reshape(*delta.shape[:2], -1, channels.shape[-1]).sum(2)
+
+
+def _slope_gradient(layer: nn.Module, x: Tensor, delta: Tensor) -> Float[Tensor, "cotangents n features"]:
+    """The gradient in the weight of a PReLU or a BatchNorm."""
+    n = len(x)
+    if isinstance(layer, nn.PReLU):
+        slope = x.clamp(max=0).reshape(n, layer.num_parameters, -1)
+    else:
+        mean, root = layer.running_mean, (layer.running_var + layer.eps).rsqrt()
+        slope = (x.reshape(n, len(mean), -1) - mean.unsqueeze(1)) * root.unsqueeze(1)
+    return (delta.reshape(len(delta), *slope.shape) * slope).sum(-1)
+
+
+def _factors(layer: nn.Module, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor] | None:
+    """a [cotangents, n, groups, rows, places] and b [n, groups, columns, places], abᵀ the gradient in the weight."""
+    count, n = delta.shape[:2]
+    if isinstance(layer, nn.Linear):
+        return delta.reshape(count, n, 1, -1, layer.out_features).mT, x.reshape(n, 1, -1, layer.in_features).mT
+    if isinstance(layer, CONVOLUTIONS):
+        return delta.flatten(3).unflatten(2, (layer.groups, -1)), _patches(layer, x, delta.shape[3:])
+    if isinstance(layer, TRANSPOSED):  # the same with the two ends of the layer exchanged
+        patches = _patches(layer, delta.flatten(0, 1), x.shape[2:])
+        return patches.unflatten(0, (count, n)), x.flatten(2).unflatten(1, (layer.groups, -1))
+    return None
+
+
+def _product_squares(
+    a: Float[Tensor, "cotangents n groups rows places"], b: Float[Tensor, "n groups columns places"]
+) -> Float[Tensor, "cotangents n"]:
+    """Σ |a bᵀ|² over the groups, by the products or by the Gram matrices of the places, whichever are cheaper."""
+    count, _, _, rows, places = a.shape
+    columns = b.shape[2]
+    if places == 1:
+        return (a.square().sum((3, 4)) * b.square().sum((2, 3))).sum(-1)
+    if places * (rows + columns / count) < rows * columns:
+        return ((a.mT @ a) * (b.mT @ b)).sum((2, 3, 4))
+    products = a.movedim(0, 2).flatten(2, 3) @ b.mT  # not of five axes, which would copy b for every cotangent
+    return products.square().sum(-1).unflatten(2, (count, rows)).sum((1, 3)).T
+
+
+def _patches(
+    layer: nn.Module, x: Float[Tensor, "n channels ..."], places: tuple[int, ...]
+) -> Float[Tensor, "n groups taps places"]:
+    """What each place of the convolution reads, channel by channel and tap by tap."""
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    for axis, (taps, stride, dilation, size) in enumerate(
+        zip(layer.kernel_size, layer.stride, layer.dilation, places, strict=True), start=2
+    ):
+        windows = x.unfold(axis, (taps - 1) * dilation + 1, stride)[..., ::dilation]
+        x = windows.narrow(axis, 0, size)
+    spatial = len(places)
+    x = x.unflatten(1, (layer.groups, -1))  # [n, groups, channels, *places, *taps]
+    taps, where = range(3 + spatial, 3 + 2 * spatial), range(3, 3 + spatial)
+    return x.permute(0, 1, 2, *taps, *where).flatten(2, 2 + spatial).flatten(3)
+
+
+def gram_matrix(objective: Objective, loss: str) -> Float[Tensor, "rows rows"]:
+    """(1/N) SᵀJJᵀS in float64, one row an output and sample: its eigenvalues but zeros are the Gauss-Newton matrix's.
+
+    Of a dense layer the rows' products are those of its outputs' gradients times those of its inputs, so that no
+    gradient in the weights is formed.
+    """
+    network = replace(
+        objective.network,
+        params={name: w.double() for name, w in objective.network.params.items()},
+        buffers={name: b.double() if b.is_floating_point() else b for name, b in objective.network.buffers.items()},
+    )
+    inputs = objective.inputs.double() if objective.inputs.is_floating_point() else objective.inputs
+    n, outputs = objective.samples, objective.outputs
+    module, met = with_records(network)
+    chunks = inputs.split(max(1, objective.chunk_size // outputs))
+    found = [_backward(module, met, chunk, loss) for chunk in chunks]
+    gram = inputs.new_zeros((outputs, n, outputs, n), dtype=torch.float64)
+    for parts in zip(*found, strict=True):
+        layer = parts[0][1]
+        x, delta = torch.cat([x for *_, x, _ in parts]), torch.cat([delta for *_, delta in parts], 1)
+        _add_products(gram, layer, x, delta)
+    return gram.view(outputs * n, outputs * n).div_(n)
+
+
+def _add_products(gram: Float[Tensor, "c n c n"], layer: nn.Module, x: Tensor, delta: Tensor) -> None:
+    if isinstance(layer, nn.Linear) and x.dim() == 2:
+        rows = delta.flatten(0, 1)
+        gram += (rows @ rows.T).view_as(gram) * (x @ x.T + (layer.bias is not None)).unsqueeze(1)
+        return
+    if "weight" in _own(layer):
+        factors = _factors(layer, x, delta)
+        if factors is None:
+            rows = _slope_gradient(layer, x, delta)
+        else:
+            a, b = factors
+            rows = (a @ b.mT).flatten(2)
+        gram += (rows.flatten(0, 1) @ rows.flatten(0, 1).T).view_as(gram)
+    if "bias" in _own(layer):
+        rows = _bias_gradient(layer, delta).flatten(0, 1)
+        gram += (rows @ rows.T).view_as(gram)

@@ -1,0 +1,111 @@
+"""The table: measures of one network by name, or of each of a stack."""
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from genlib.data import Dataset
+from genlib.estimates import Estimate
+from genlib.measures.catalogue import ROWS
+from genlib.measures.measure import CATALOGUE, Measure, register_measure
+from genlib.measures.searches import Shared
+from genlib.network import Network
+from genlib.network.precision import full_precision
+from genlib.train import Run
+
+__all__ = ["evaluate"]
+
+for _row in ROWS:
+    register_measure(Measure(*_row))
+
+
+@full_precision()
+def evaluate(
+    network: nn.Module | Network,
+    data: Dataset | tuple[Tensor, Tensor] | DataLoader,
+    *,
+    initial: nn.Module | Network | None = None,
+    first_epoch: nn.Module | Network | None = None,
+    run: Run | Sequence[Run] | None = None,
+    names: Iterable[str] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measures of one network by name, all that apply unless `names` are given: one row each, in their order.
+
+    `value`, larger where it predicts a larger gap; `standard_error`, 0 where the value is exact; `passes`, the forward
+    passes over the data that the row added, for what several measures need is computed once; `reason`, why a measure
+    does not apply, with no value. `data`: the training samples of a Dataset, inputs and labels, or a loader, which is
+    read into memory. `initial`, `first_epoch`: the network before training (with a `run`, its start), and after an
+    epoch. A stack, whose networks may have data of their own ([models, samples, …]) and a run each: an index level
+    `network` in front. Small dense networks search together, so `passes` is then that of the longest search.
+    ValueError: a name that isn't in the catalogue, data or a network that no measure could take.
+    """
+    measures = [_named(name) for name in (CATALOGUE if names is None else names)]
+    inputs, labels = _tensors(data)
+    network = Network.of(network)
+    if network.size is None:
+        others = {
+            "initial": run.initial if initial is None and run is not None else initial,
+            "first_epoch": first_epoch,
+        }
+        others = {name: None if other is None else Network.of(other) for name, other in others.items()}
+        return _rows(Shared(network, inputs, labels, run=run, seed=seed, **others), measures)
+    if run is not None and initial is None:
+        initial = Network.stack([one.initial for one in run])
+    for name, other in (("initial", initial), ("first_epoch", first_epoch)):
+        if other is not None and (size := Network.of(other).size) != network.size:
+            raise ValueError(f"{name} holds {size} networks, network {network.size}; give each network its own")
+    if run is not None and len(run) != network.size:
+        raise ValueError(f"run holds {len(run)} runs, network {network.size} networks; give each network its own")
+    each = Shared.of_each(network, inputs, labels, initial=initial, first_epoch=first_epoch, run=run, seed=seed)
+    return pd.concat({i: _rows(shared, measures) for i, shared in enumerate(each)}, names=["network"])
+
+
+def _rows(shared: Shared, measures: list[Measure]) -> pd.DataFrame:
+    rows, numbers = [], []
+    for measure in measures:
+        before = shared.passes
+        found, reason = _measured(measure, shared)
+        rows.append((measure.name, shared.passes - before, reason))
+        numbers.append(torch.stack([found.value.double(), found.standard_error.double()]))
+    table = pd.DataFrame(rows, columns=["measure", "passes", "reason"]).set_index("measure")
+    values = torch.stack(numbers).tolist() if numbers else []  # the one read of all values
+    table[["value", "standard_error"]] = np.array(values).reshape(-1, 2)
+    if silent := table.index[table["value"].isna() & (table["reason"] == "")].tolist():
+        raise FloatingPointError(f"{', '.join(silent)}: not a number, without a reason; please report it")
+    return table[["value", "standard_error", "passes", "reason"]]
+
+
+def _measured(measure: Measure, shared: Shared) -> tuple[Estimate, str]:
+    nothing = shared.number(math.nan)
+    try:
+        found = measure.compute(shared)
+    except ValueError as refusal:
+        return Estimate(nothing, nothing, 0.0), str(refusal)
+    return (found if isinstance(found, Estimate) else Estimate(found, torch.zeros_like(found), 0.0)), ""
+
+
+def _named(name: str) -> Measure:
+    if name not in CATALOGUE:
+        near = difflib.get_close_matches(str(name), CATALOGUE, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see measures.CATALOGUE"
+        raise ValueError(f"names holds {name!r}, which is not in the catalogue; {hint}")
+    return CATALOGUE[name]
+
+
+def _tensors(data: Dataset | tuple[Tensor, Tensor] | DataLoader) -> tuple[Tensor, Tensor]:
+    if isinstance(data, Dataset):
+        if not isinstance(data.inputs, Tensor):
+            raise ValueError("data are streamed from files; take as many samples as fit in memory first (subset)")
+        return data.inputs, data.labels
+    if isinstance(data, DataLoader):
+        inputs, labels = zip(*data, strict=True)
+        return torch.cat(inputs), torch.cat(labels)
+    inputs, labels = data
+    return inputs, labels

@@ -1,0 +1,256 @@
+"""What the measures of one network ask of its weights and outputs, each computed when first asked for, and once."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from genlib import margins, norms, sensitivity
+from genlib.estimates import Estimate
+from genlib.network import Network, Params
+from genlib.network.losses import sample_losses
+from genlib.network.objective import Objective, require_finite, seeded_generator, start_of
+from genlib.train import Run
+
+__all__ = ["Quantities", "once", "quantity", "total"]
+
+_POINTS, _SAMPLES = 256, 64  # on an ellipse, and how many samples there are for each
+
+
+def once(method: Callable) -> Callable:
+    """Compute at the first call with these arguments; a refusal is kept too, for what led to it may have cost much."""
+
+    @functools.wraps(method)
+    def kept(self, *args):
+        key = (method.__name__, *args)
+        if key not in self._found:
+            try:
+                self._found[key] = method(self, *args)
+            except ValueError as error:
+                self._found[key] = error
+        if isinstance(self._found[key], ValueError):
+            raise self._found[key]
+        return self._found[key]
+
+    return kept
+
+
+def quantity(method: Callable) -> property:
+    """A quantity that is computed once."""
+    return property(once(method))
+
+
+def total(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
+    """The sum over all entries of all tensors, in float64."""
+    return torch.stack([tensor.double().sum() for tensor in tensors]).sum()
+
+
+class Quantities:
+    """One network with its data and its start, and what it is as it stands; `passes` counts what that has cost."""
+
+    def __init__(
+        self,
+        network: Network,
+        inputs: Float[Tensor, "samples ..."],
+        labels: Int[Tensor, "..."],
+        *,
+        initial: Network | None,
+        first_epoch: Network | None = None,
+        run: Run | None = None,
+        seed: int,
+    ):
+        self.objective = Objective.of(network, inputs, labels)
+        self.network, self.weights, self.labels = network, self.objective.network.params, labels
+        self.input_shape, self.samples = tuple(inputs.shape[labels.dim() :]), labels.shape[-1]
+        self._initial, self._first_epoch, self._run, self._seed = initial, first_epoch, run, seed
+        self._found, self.passes = {}, 0.0
+
+    def number(self, value: float | int) -> Float[Tensor, ""]:
+        """A number as a tensor beside the others."""
+        return torch.tensor(float(value), dtype=torch.float64, device=self.labels.device)
+
+    # The network
+
+    @property
+    def parameters(self) -> int:
+        return sum(weight.numel() for weight in self.weights.values())
+
+    @property
+    def initial(self) -> Network:
+        if self._initial is None:
+            raise ValueError("initial is missing; give evaluate the network as it was before training, or its run")
+        return self._initial
+
+    @property
+    def run(self) -> Run:
+        if self._run is None:
+            raise ValueError("run is missing; give evaluate what fit returned")
+        return self._run
+
+    def steps_to(self, loss: float) -> int:
+        """The step of the first check at which the training loss was no larger."""
+        history = self.run.history
+        if not (low := history["loss"] <= loss).any():
+            raise ValueError(f"run: its training loss never fell to {loss}; train it further")
+        return int(history.loc[low.idxmax(), "step"])
+
+    @quantity
+    def displacement(self) -> Params:
+        """w − w⁰."""
+        start = start_of(self.initial, self.objective.network)
+        return {name: w - start[name] for name, w in self.weights.items()}
+
+    @quantity
+    def square(self) -> Float[Tensor, ""]:
+        """‖w‖²."""
+        return total(w.double().square() for w in self.weights.values())
+
+    @quantity
+    def square_distance(self) -> Float[Tensor, ""]:
+        """‖w − w⁰‖²."""
+        return total(d.double().square() for d in self.displacement.values())
+
+    # Its layers
+
+    @quantity
+    def outputs(self) -> list[int]:
+        """The outputs h_i of each layer, of a convolution its channels."""
+        return norms.layer_outputs(self.network)
+
+    @property
+    def depth(self) -> int:
+        return len(self.outputs)
+
+    @property
+    def log_outputs(self) -> float:
+        return sum(math.log(h) for h in self.outputs)
+
+    @quantity
+    def frobenius(self) -> Float[Tensor, " layers"]:
+        return norms.frobenius_norms(self.network).double()
+
+    @quantity
+    def spectral(self) -> Float[Tensor, " layers"]:
+        return norms.require_nonzero(norms.spectral_norms(self.network, input_shape=self.input_shape).double())
+
+    @property
+    def stable_ranks(self) -> Float[Tensor, " layers"]:
+        spectral = self.spectral
+        return (norms.operator_frobenius_norms(self.network, input_shape=self.input_shape) / spectral).square()
+
+    @property
+    def log_frobenius(self) -> Float[Tensor, ""]:
+        return norms.log_product(self.frobenius)
+
+    @property
+    def log_spectral(self) -> Float[Tensor, ""]:
+        return norms.log_product(self.spectral)
+
+    @once
+    def log_groups(self, p: float | int, q: float | int) -> Float[Tensor, ""]:
+        return norms.log_product(norms.group_norms(self.network, p, q))
+
+    @once
+    def log_path(self, p: int) -> Float[Tensor, ""]:
+        return norms.log_path_norm(self.network, input_shape=self.input_shape, p=p)
+
+    @quantity
+    def frobenius_distance(self) -> Float[Tensor, " layers"]:
+        return norms.distances(self.network, self.initial).double()
+
+    @quantity
+    def row_distance(self) -> Float[Tensor, " layers"]:
+        return norms.distances(self.network, self.initial, norm=(2, 1)).double()
+
+    @quantity
+    def spectral_distance(self) -> Float[Tensor, " layers"]:
+        shape = self.input_shape
+        return norms.distances(self.network, self.initial, norm="spectral", input_shape=shape).double()
+
+    # Its outputs
+
+    @quantity
+    def logits(self) -> Float[Tensor, "samples classes"]:
+        """The one forward pass that loss, entropy and margins share."""
+        network = self.objective.network
+        self.passes += 1
+        with torch.no_grad():
+            found = torch.cat([network.apply(self.weights, inputs) for inputs, _ in self.objective.batches])
+        return require_finite(found, "output")
+
+    @quantity
+    def margins(self) -> Float[Tensor, " samples"]:
+        self._require_two_outputs()
+        return margins.margins_of_logits(self.logits, self.labels).double()
+
+    @staticmethod
+    def percentile(margin: Float[Tensor, " samples"], percent: int = 10) -> Float[Tensor, ""]:
+        """A percentile of margins, which must be positive."""
+        return margins.require_positive(margins.margin_percentile(margin, percent))
+
+    @once
+    def log_margin(self, percent: int) -> Float[Tensor, ""]:
+        return self.percentile(self.margins, percent).log()
+
+    @quantity
+    def input_margins(self) -> Float[Tensor, " samples"]:
+        """How far each input is from where the network changes its mind, to first order."""
+        self._require_two_outputs()
+        found = margins.layer_margins(*self._data)[0].double()
+        self.passes += 2
+        return found
+
+    @property
+    def log_inputs(self) -> Float[Tensor, ""]:
+        """ln ‖X‖_F over all samples."""
+        of_each = torch.linalg.vector_norm(self.objective.inputs.flatten(1), dim=1)  # in float64 all would take tenfold
+        return torch.linalg.vector_norm(of_each, dtype=torch.float64).log()
+
+    @property
+    def cross_entropy(self) -> Float[Tensor, ""]:
+        return sample_losses(self.objective.loss, self.logits, self.objective.labels).mean()
+
+    @property
+    def negative_entropy(self) -> Float[Tensor, ""]:
+        # The sigmoid's two probabilities are the softmax of 0 and f.
+        logits = F.pad(self.logits, (1, 0)) if self.objective.outputs == 1 else self.logits
+        log_p = logits.log_softmax(-1)
+        return (log_p.exp() * log_p).sum(-1).mean()
+
+    # How it hangs on the inputs
+
+    @quantity
+    def jacobian_norms(self) -> dict[str, Float[Tensor, " samples"]]:
+        """‖J(x)‖_F of the probabilities and of the logits."""
+        found = sensitivity.jacobian_norms(self.network, self.objective.inputs, of=("probabilities", "logits"))
+        self.passes += 1 + self.objective.outputs
+        return found
+
+    @quantity
+    def transitions(self) -> Estimate:
+        """Changes of a linear piece along ellipses through three samples each."""
+        count = -(-self.samples // _SAMPLES)
+        generator, device = self._generator(), self.labels.device
+        chosen = torch.randint(self.samples, (3, count), generator=generator, device=device)
+        paths = sensitivity.ellipse(*self.objective.inputs[chosen], points=_POINTS, dim=1)
+        changes = sensitivity.transitions(self.network, paths, dim=1).double().sum(1)
+        self.passes += count * _POINTS / self.samples
+        error = changes.std() / count**0.5 if count > 1 else self.number(math.inf)
+        return Estimate(changes.mean(), error, 0.0)
+
+    # For the kernels
+
+    @property
+    def _data(self) -> tuple[Network, Tensor, Tensor]:
+        return self.network, self.objective.inputs, self.labels
+
+    def _generator(self) -> torch.Generator:
+        return seeded_generator(None, self.labels.device, self._seed)
+
+    def _require_two_outputs(self) -> None:
+        if self.objective.outputs == 1:
+            raise ValueError("network: it has one output, and a margin is between two; give it one output a class")

@@ -1,0 +1,233 @@
+"""What the measures of one network share: its quantities, and the searches in the loss around it."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from genlib import curvature, pac_bayes, sharpness
+from genlib.estimates import Eigenpairs, Estimate, Maximum
+from genlib.measures.quantities import Quantities, once, quantity
+from genlib.network import Network, dense_steps
+from genlib.network.losses import zero_one_loss
+from genlib.network.objective import start_of
+from genlib.sharpness import deviations
+from genlib.sharpness.noise import Noise
+from genlib.train import Run
+
+__all__ = ["Shared"]
+
+_INCREASE = 0.1  # of the error, at the deviation that the flatness measures look for (Jiang et al. 2020)
+_DRAWS = 10
+_KESKAR, _WORST, _STEPS = 5e-4, 2e-3, 20  # radii of the boxes around |w| + 1, and steps of the ascent
+_RHO = 0.05  # radius of SAM
+_SIGMAS = {"isotropic": 0.05, "magnitude": 0.04, "displacement": 0.04, "scaled": 0.02}  # where a search starts
+_RADII = {"isotropic": 5e-3, "magnitude": 0.03, "displacement": 0.03}
+_EIGENVALUES, _TOLERANCE = 10, 1e-4
+_VECTORS = 6  # for the rest of the norm of the Hessian
+
+
+def together(method: Callable) -> Callable:
+    """A search, computed once and its passes counted; by all networks of a stack at once, where that is faster."""
+
+    @once
+    @functools.wraps(method)
+    def searched(self, *args):
+        found = None
+        if self._stack is not None:
+            whole, index = self._stack
+            with contextlib.suppress(ValueError):  # of one network among them is none of the others'
+                found = _of_one(getattr(whole, method.__name__)(*args), index)
+        found = method(self, *args) if found is None else found
+        self.passes += found.passes
+        return found
+
+    return searched
+
+
+def _of_one(found: Estimate | Maximum, index: int) -> Estimate | Maximum:
+    """What a search over a stack found for one of its networks."""
+    tensors = {field.name: getattr(found, field.name) for field in fields(found)}
+    return replace(found, **{name: t[..., index] for name, t in tensors.items() if isinstance(t, Tensor)})
+
+
+class Shared(Quantities):
+    """One network's quantities, and what the loss is like nearby.
+
+    `stack` is the same of all networks of a stack, if it is one of those, and its place there.
+    """
+
+    def __init__(self, *arguments, stack: "tuple[Shared, int] | None" = None, **more):
+        super().__init__(*arguments, **more)
+        self._stack = stack
+
+    @classmethod
+    def of_each(
+        cls,
+        network: Network,
+        inputs: Tensor,
+        labels: Int[Tensor, "..."],
+        *,
+        initial: Network | None,
+        first_epoch: Network | None,
+        run: Sequence[Run] | None,
+        seed: int,
+    ) -> "list[Shared]":
+        """Those of a stack's networks, which share searches where that is faster."""
+        whole = None
+        if _faster_together(network):
+            whole = cls(network, inputs, labels, initial=initial, seed=seed)
+        nothing = [None] * network.size
+        return [
+            cls(
+                one,
+                inputs[i] if labels.dim() == 2 else inputs,
+                labels[i] if labels.dim() == 2 else labels,
+                initial=start,
+                first_epoch=early,
+                run=own,
+                seed=seed,
+                stack=whole and (whole, i),
+            )
+            for i, (one, start, early, own) in enumerate(
+                zip(
+                    network.each,
+                    initial.each if initial else nothing,
+                    first_epoch.each if first_epoch else nothing,
+                    run or nothing,
+                    strict=True,
+                )
+            )
+        ]
+
+    @quantity
+    def trace(self) -> Estimate:
+        found = curvature.trace(*self._data, generator=self._generator())
+        self.passes += found.passes
+        return found
+
+    @quantity
+    def eigenpairs(self) -> Eigenpairs:
+        """The largest of the Hessian."""
+        found = curvature.top_eigenvalues(*self._data, _EIGENVALUES, tolerance=_TOLERANCE, generator=self._generator())
+        self.passes += found.passes
+        return found
+
+    @property
+    def log_eigenvalues(self) -> Float[Tensor, " k"]:
+        values = self.eigenpairs.values.double()
+        if not values.min() > _TOLERANCE * values[0].abs():
+            raise ValueError(
+                f"network: of the {_EIGENVALUES} largest eigenvalues of its Hessian the last is {values.min():.1e}, "
+                f"the first {values[0]:.1e}: its logarithm is that of noise; measure it on more samples"
+            )
+        return values.log()
+
+    @quantity
+    def hessian_norm(self) -> Estimate:
+        known = self.eigenpairs
+        found = curvature.frobenius_norm(*self._data, vectors=_VECTORS, known=known, generator=self._generator())
+        self.passes += found.passes
+        return found
+
+    @quantity
+    def gradient_variance(self) -> Float[Tensor, ""]:
+        self.passes += 3
+        return curvature.gradient_variance(*self._data).double()
+
+    @quantity
+    def first_gradient_variance(self) -> Float[Tensor, ""]:
+        """The same, after the first epoch."""
+        if self._first_epoch is None:
+            raise ValueError("first_epoch is missing; give evaluate the network as it was after one epoch of training")
+        start_of(self._first_epoch, self.objective.network)
+        self.passes += 3
+        return curvature.gradient_variance(self._first_epoch, *self._data[1:]).double()
+
+    @together
+    def keskar(self) -> Maximum:
+        return sharpness.keskar_sharpness(*self._data, radius=_KESKAR, steps=_STEPS, generator=self._generator())
+
+    @together
+    def worst_case(self) -> Maximum:
+        return sharpness.worst_case_sharpness(*self._data, radius=_WORST, steps=_STEPS, generator=self._generator())
+
+    @together
+    def sam(self) -> Estimate:
+        rise = sharpness.sam_sharpness(*self._data, radius=_RHO)
+        return Estimate(rise, torch.zeros_like(rise), 4.0)
+
+    @together
+    def _radius(self, kind: str) -> sharpness.RadiusSearch:
+        return sharpness.largest_radius(*self._data, increase=_INCREASE, noise=self._noise(kind), start=_RADII[kind])
+
+    def _sigma(self, of: str, increase: float, kind: str) -> pac_bayes.SigmaSearch:
+        # One by one: together, all would go on until the last has found its own.
+        found = pac_bayes.largest_sigma(
+            *self._data,
+            of=of,
+            increase=increase,
+            noise=self._noise(kind),
+            draws=_DRAWS,
+            start=_SIGMAS[kind] / self._typical(kind),
+            generator=self._generator(),
+        )
+        self.passes += found.passes
+        return found
+
+    def _typical(self, kind: str) -> Float[Tensor, ""]:
+        """The size of a weight by which noise of this kind goes, on average."""
+        if kind not in ("magnitude", "displacement"):
+            return self.number(1)
+        return ((self.square if kind == "magnitude" else self.square_distance) / self.parameters).sqrt()
+
+    def _noise(self, kind: str) -> Noise:
+        """The law of the noise; `displacement`: in proportion to |w − w⁰|."""
+        return ("magnitude", self.displacement) if kind == "displacement" else kind
+
+    @once
+    def sigma(self, kind: str) -> Estimate:
+        """The deviation at which the error has risen by a tenth."""
+        self._require_room()
+        return self._settled(self._sigma("error", _INCREASE, kind), "error", _INCREASE)
+
+    @once
+    def radius(self, kind: str) -> Estimate:
+        """The largest box in which ascent raises the error by no more than a tenth."""
+        self._require_room()
+        return self._settled(self._radius(kind), "error", _INCREASE)
+
+    @quantity
+    def scaled_kl(self) -> Estimate:
+        """KL = ½ Σ (w_i/σ_i)² where σ_i = α(10|w_i| + 1) raises the loss by a half: it goes as 1/α²."""
+        found = self._settled(self._sigma("loss", 0.5, "scaled"), "loss", 0.5)
+        spread = deviations(self.weights, found.value, "scaled")
+        kl = pac_bayes.kl_of_means(self.weights, spread, None)
+        return Estimate(kl, 2 * kl * found.standard_error / found.value, 0.0)
+
+    def _require_room(self) -> None:
+        wrong = zero_one_loss(self.logits, self.labels).double().mean()
+        if wrong + _INCREASE > 1:
+            raise ValueError(
+                f"network: it is wrong on {wrong:.0%} of these data, and no noise can raise that by {_INCREASE:.0%}"
+            )
+
+    @staticmethod
+    def _settled(found: Estimate, of: str, increase: float) -> Estimate:
+        if not found.converged:
+            raise ValueError(
+                f"network: no deviation of the weights between {found.lower:.3g} and {found.upper:.3g} raises the "
+                f"{of} by {increase}; the network may be no better than chance on these data"
+            )
+        return found
+
+
+def _faster_together(network: Network) -> bool:
+    """Convolutions and wide layers fill a CPU by themselves; a GPU gains from every stack."""
+    first = next(iter(network.params.values()))
+    wide = max(w.numel() for w in network.params.values()) > network.size * 2**14
+    return first.device.type != "cpu" or (dense_steps(network.module) is not None and not wide)

@@ -1,0 +1,237 @@
+"""The mean loss as a function of the parameters, and the look at network and data before they are measured."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from genlib.network.chunks import samples_at_once, side_by_side
+from genlib.network.functional import Network, Params
+from genlib.network.losses import Loss, SampleLoss, per_sample_loss, require_binary, sample_losses
+from genlib.network.precision import upcast, upcast_network
+
+__all__ = [
+    "Objective",
+    "batches",
+    "measurable",
+    "parameter_norm",
+    "rademacher",
+    "random_params",
+    "require_classes",
+    "require_finite",
+    "seeded_generator",
+    "start_of",
+]
+
+_NOISE = int.from_bytes(b"noise")  # no seed of a network: from equal seeds the noise could be its initial weights
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The mean loss over the data as a function of the parameters: one value, or one a model of a stack.
+
+    `labels` [samples]; a stack may have [models, samples], and then inputs [models, samples, …] of each too.
+    `chunk_size` is the number of samples that pass at a time; where it holds several draws' samples, they share a pass.
+    `outputs` is the number of the network's outputs, one for each class, or one that tells two apart by its sign.
+    """
+
+    network: Network
+    inputs: Tensor
+    labels: Int[Tensor, "..."]
+    loss: SampleLoss
+    chunk_size: int
+    outputs: int
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module | Network,
+        inputs: Tensor,
+        labels: Int[Tensor, "..."],
+        loss: Loss = "cross_entropy",
+        chunk_size: int | None = None,
+    ) -> "Objective":
+        """The objective, after one look at the data; half precision is upcast.
+
+        ValueError: BatchNorm or dropout in training mode, no data, labels that don't match the inputs or the classes,
+        an unknown loss; later, a loss that gives other than one number a sample.
+        """
+        network, inputs = measurable(network, inputs, labels, chunk_size)
+        if not network.params:
+            raise ValueError("network has no parameters; there is nothing to move")
+        loss = per_sample_loss(loss, error=True)
+        with torch.no_grad():
+            one = inputs.narrow(labels.dim() - 1, 0, 1)
+            logits = network.apply(network.params, one, inputs_of_each=labels.dim() == 2)
+        outputs = require_classes(logits, labels, network.size)
+        return cls(
+            network, inputs, labels.long(), loss, chunk_size or samples_at_once(network, inputs, labels), outputs
+        )
+
+    @property
+    def samples(self) -> int:
+        return self.labels.shape[-1]
+
+    @property
+    def classes(self) -> int:
+        return max(2, self.outputs)
+
+    @property
+    def of_each(self) -> bool:
+        """Whether each network of a stack has its own data."""
+        return self.labels.dim() == 2
+
+    @property
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches(self.inputs, self.labels, self.chunk_size)
+
+    @property
+    def each(self) -> "Iterator[Objective]":
+        """The objective of each network of a stack, or the only one."""
+        for i, one in enumerate(self.network.each):
+            data = (self.inputs[i], self.labels[i]) if self.of_each else (self.inputs, self.labels)
+            yield replace(self, network=one, inputs=data[0], labels=data[1])
+
+    @property
+    def together(self) -> int:
+        """How many weights share a pass: of small networks what one chunk holds; a stack's models lie so already."""
+        if self.network.size is not None:
+            return 1
+        return max(1, min(self.chunk_size // self.samples, side_by_side(self.network.params)))
+
+    def losses(self, logits: Float[Tensor, "*models n classes"], labels: Tensor) -> Float[Tensor, "*models n"]:
+        """One loss a sample."""
+        return sample_losses(self.loss, logits, labels)
+
+    def __call__(self, params: Params, draws: int | None = None) -> Float[Tensor, "*models"]:
+        """The mean loss at these parameters, or at `draws` of them that lie along a leading axis. One forward pass."""
+        network, buffers = self.network, self.network.buffers
+        if draws is not None:
+            network = replace(network, size=draws)
+            buffers = {name: buffer.expand(draws, *buffer.shape) for name, buffer in buffers.items()}
+        sums = [
+            self.losses(network.apply(params, inputs, buffers=buffers, inputs_of_each=self.of_each), labels).sum(-1)
+            for inputs, labels in self.batches
+        ]
+        return sum(sums) / self.samples
+
+    def gradient(self, params: Params) -> tuple[Float[Tensor, "*models"], Params]:
+        """The mean loss and its gradient; of a stack each model's own. Three forward passes."""
+        total = 0.0
+        with torch.enable_grad():
+            leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
+            for inputs, labels in self.batches:
+                logits = self.network.apply(leaves, inputs, inputs_of_each=self.of_each)
+                loss = self.losses(logits, labels).sum(-1) / self.samples
+                loss.sum().backward(inputs=list(leaves.values()))  # adds up in place, in the leaves' own gradients
+                total = total + loss.detach()
+        return total, {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in leaves.items()}
+
+    @torch.no_grad()
+    def at_rest(self) -> Float[Tensor, "*models"]:
+        """The mean loss at the network's own weights, refused where it isn't finite. One forward pass."""
+        return self.finite(self(self.network.params))
+
+    def finite(self, loss: Float[Tensor, "*models"]) -> Float[Tensor, "*models"]:
+        """The loss at the network's own weights, refused where it isn't finite. One host read."""
+        return require_finite(loss, "loss")
+
+
+def measurable(
+    network: nn.Module | Network, inputs: Tensor, labels: Tensor, chunk_size: int | None
+) -> tuple[Network, Tensor]:
+    """The network and its inputs in the precision of the measurement; refused where the data don't fit."""
+    network = upcast_network(Network.of(network))
+    network.require_eval()
+    if labels.dtype.is_floating_point or labels.dtype == torch.bool:
+        raise ValueError(f"labels are {labels.dtype}; they must be whole numbers from 0 to classes - 1")
+    shared, of_each = labels.dim() == 1, labels.dim() == 2 and labels.shape[0] == network.size
+    if not (shared or of_each) or inputs.shape[: labels.dim()] != labels.shape:
+        raise ValueError(
+            f"labels has the shape {tuple(labels.shape)} and inputs {tuple(inputs.shape)}; give one label a sample, "
+            "[samples], or [models, samples] for a stack whose networks have their own data"
+        )
+    if labels.numel() == 0:
+        raise ValueError("inputs is empty; give at least one sample")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
+    dtype = next((p.dtype for p in network.params.values() if p.is_floating_point()), upcast(inputs).dtype)
+    return network, inputs.detach().to(dtype) if inputs.is_floating_point() else inputs
+
+
+def require_classes(logits: Tensor, labels: Tensor, size: int | None, *, at_least: int = 1) -> int:
+    """The number of outputs, once the labels are seen to be among their classes: two, if it is one. One host read."""
+    if logits.dim() != (2 if size is None else 3) or logits.shape[-1] < at_least:
+        raise ValueError(
+            f"network: its output has the shape {tuple(logits.shape)}; it must be [samples, classes], "
+            f"{at_least} or more classes"
+        )
+    classes = logits.shape[-1]
+    if classes == 1:
+        require_binary(labels)
+    elif ((labels < 0) | (labels >= classes)).any():
+        raise ValueError(
+            f"labels has values outside 0 … {classes - 1}, the classes of the network; number the classes from 0"
+        )
+    return classes
+
+
+def require_finite(values: Tensor, what: str) -> Tensor:
+    if not values.isfinite().all():
+        raise ValueError(
+            f"network: its {what} on these data is not finite; check inputs, or measure it before it diverged"
+        )
+    return values
+
+
+def batches(inputs: Tensor, labels: Tensor, chunk_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The data, `chunk_size` samples at a time."""
+    samples = labels.dim() - 1
+    return zip(inputs.split(chunk_size, samples), labels.split(chunk_size, samples), strict=True)
+
+
+def parameter_norm(tensors: Iterable[Tensor], size: int | None) -> Float[Tensor, "*models"]:
+    """The Euclidean norm over all tensors, one a model of a stack."""
+    norms = [torch.linalg.vector_norm(w.flatten(int(size is not None)), dim=-1) for w in tensors]
+    return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+
+
+def rademacher(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Signs at random, of the precision and on the device of `like`."""
+    bits = torch.randint(2, shape, generator=generator, device=like.device)
+    return bits.to(like.dtype) * 2 - 1
+
+
+def seeded_generator(generator: torch.Generator | None, device: torch.device, seed: int = 0) -> torch.Generator:
+    if generator is None:
+        return torch.Generator(device).manual_seed(_NOISE + seed)
+    if generator.device.type != device.type:
+        raise ValueError(
+            f"generator is on {generator.device} but inputs on {device}; make it there: Generator({device})"
+        )
+    return generator
+
+
+def start_of(initial: nn.Module | Network, network: Network) -> Params:
+    """The weights of `initial`, of the same names and shapes as the network's, and in their precision."""
+    params = Network.of(initial).params
+    if {n: p.shape for n, p in params.items()} != {n: p.shape for n, p in network.params.items()}:
+        raise ValueError("initial has other parameters than network; give the network's own start, a stack for a stack")
+    return {name: param.to(network.params[name]) for name, param in params.items()}
+
+
+def random_params(
+    params: Params,
+    size: int | None,
+    generator: torch.Generator,
+    lead: tuple[int, ...] = (),
+    *,
+    sample: Callable[..., Tensor] = torch.randn,
+) -> Params:
+    """A random number for each weight, with `lead` axes in front; the models of a stack share theirs."""
+    return {
+        name: sample((*lead, *w.shape[size is not None :]), generator=generator, device=w.device, dtype=w.dtype)
+        for name, w in params.items()
+    }

@@ -1,0 +1,108 @@
+"""The table of operations: what a traced network does, and which of it is linear, piecewise linear or smooth."""
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from genlib.network.normalizations import SimplifiedBatchNorm, SimplifiedLayerNorm
+
+__all__ = ["ELEMENTWISE", "Layer", "dense_steps", "layers_of", "traced"]
+
+_POOLING = ("AvgPool", "AdaptiveAvgPool")
+_LINEAR = {
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    *(getattr(nn, f"{kind}{d}d") for kind in _POOLING for d in (1, 2, 3)),
+    *(torch.flatten, torch.cat, torch.add, torch.mean, operator.add, operator.iadd, operator.sub, operator.getitem),
+    *(F.linear, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.pad),
+    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *("flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous"),
+    *("mean", "sum", "size"),
+}
+_PIECEWISE_LINEAR = {
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.Hardsigmoid),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(F.relu, F.relu6, F.leaky_relu, F.hardtanh, F.hardsigmoid, torch.relu, torch.abs),
+    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, "relu", "relu_", "clamp", "abs"),
+}
+_SMOOTH = {
+    *(nn.Tanh, nn.Sigmoid, nn.Softplus, nn.GELU, nn.SiLU, nn.ELU, nn.SELU, nn.Mish, nn.Softmax, nn.LogSoftmax),
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.InstanceNorm1d, nn.InstanceNorm2d),
+    *(SimplifiedBatchNorm, SimplifiedLayerNorm),
+    *(torch.tanh, torch.sigmoid, F.tanh, F.sigmoid, F.softplus, F.gelu, F.silu, F.softmax, F.layer_norm),
+    *(torch.mul, torch.div, operator.mul, operator.truediv, "tanh", "sigmoid", "softmax"),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operation of a traced network: its name in the module, the operation, and its kind.
+
+    `kind` is `linear`, `piecewise linear`, `smooth` or `unknown`.
+    """
+
+    name: str
+    operation: nn.Module | Callable | str
+    kind: str
+
+
+class _Tracer(fx.Tracer):
+    """One that doesn't look into the modules of the table either, besides torch's own."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in _SMOOTH or super().is_leaf_module(m, module_qualified_name)
+
+
+def traced(module: nn.Module) -> fx.Graph | None:
+    try:
+        return _Tracer().trace(module)
+    except Exception:  # fx raises whatever the module's own forward raises when it is fed proxies
+        return None
+
+
+def layers_of(module: nn.Module, graph: fx.Graph | None) -> tuple[Layer, ...]:
+    if graph is None:
+        return ()
+    modules = dict(module.named_modules())
+    calls = [node for node in graph.nodes if node.op in ("call_module", "call_function", "call_method")]
+    found = [(str(n.target) if n.op == "call_module" else n.name, modules.get(n.target, n.target)) for n in calls]
+    return tuple(Layer(name, operation, _kind(operation)) for name, operation in found)
+
+
+def _kind(operation: nn.Module | Callable | str) -> str:
+    if isinstance(operation, nn.modules.batchnorm._BatchNorm) and operation.training:
+        return "smooth"
+    key = type(operation) if isinstance(operation, nn.Module) else operation
+    tables: Mapping[str, set] = {"linear": _LINEAR, "piecewise linear": _PIECEWISE_LINEAR, "smooth": _SMOOTH}
+    return next((kind for kind, table in tables.items() if key in table), "unknown")
+
+
+ELEMENTWISE = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, nn.Hardsigmoid),
+    *(nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity),
+)
+
+
+def dense_steps(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
+    """The layers of a Sequential of dense layers, each used once, and elementwise ones alone, else None.
+
+    Flattening and dropout out of training are left out.
+    """
+    if type(module).forward is not nn.Sequential.forward:
+        return None
+    # Not named_children, which leaves out a layer that it has met before.
+    steps = [(name, layer) for name, layer in module._modules.items() if not _changes_nothing(layer)]
+    linear = [layer for _, layer in steps if type(layer) is nn.Linear]
+    dense = all(type(layer) is nn.Linear or type(layer) in ELEMENTWISE for _, layer in steps)
+    return steps if dense and len(set(linear)) == len(linear) else None
+
+
+def _changes_nothing(layer: nn.Module) -> bool:
+    """Whether samples that are flat already pass a layer as they are."""
+    whole = type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)
+    return whole or (type(layer) is nn.Dropout and not layer.training)

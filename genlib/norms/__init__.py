@@ -1,0 +1,48 @@
+"""Norms of layers and their products, exact operator norms of convolutions, path norms, distances from the start."""
+
+from genlib.norms.layers import (
+    conv_norm,
+    distances,
+    frobenius_norms,
+    group_norms,
+    layer_names,
+    layer_outputs,
+    operator_frobenius_norms,
+    register_norm,
+    require_nonzero,
+    spectral_norms,
+    stable_ranks,
+)
+from genlib.norms.operators import OperatorNorm
+from genlib.norms.paths import log_path_norm, path_norm
+from genlib.norms.products import (
+    log_frobenius_complexity,
+    log_frobenius_complexity_of,
+    log_product,
+    log_spectral_complexity,
+    log_spectral_complexity_of,
+    spectral_complexity,
+)
+
+__all__ = [
+    "OperatorNorm",
+    "conv_norm",
+    "distances",
+    "frobenius_norms",
+    "group_norms",
+    "layer_names",
+    "layer_outputs",
+    "log_frobenius_complexity",
+    "log_frobenius_complexity_of",
+    "log_path_norm",
+    "log_product",
+    "log_spectral_complexity",
+    "log_spectral_complexity_of",
+    "operator_frobenius_norms",
+    "path_norm",
+    "register_norm",
+    "require_nonzero",
+    "spectral_complexity",
+    "spectral_norms",
+    "stable_ranks",
+]

@@ -1,0 +1,71 @@
+"""What all layers' norms together bound: products, and the complexities made of them."""
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from genlib.network import Network
+from genlib.norms.layers import distances, layer_outputs, require_nonzero, spectral_norms
+
+__all__ = [
+    "log_frobenius_complexity",
+    "log_frobenius_complexity_of",
+    "log_product",
+    "log_spectral_complexity",
+    "log_spectral_complexity_of",
+    "spectral_complexity",
+]
+
+
+def log_product(norms: Float[Tensor, "*models layers"]) -> Float[Tensor, "*models"]:
+    """log Π_i ‖W_i‖ = Σ_i log ‖W_i‖, in float64: the product itself may overflow. -inf where a norm is zero."""
+    return norms.double().log().sum(-1)
+
+
+def log_spectral_complexity(
+    network: nn.Module | Network, initial: nn.Module | Network, *, input_shape: tuple[int, ...], rtol: float = 1e-4
+) -> Float[Tensor, "*models"]:
+    """The logarithm of `spectral_complexity`, in float64: of a deep network the value itself may overflow."""
+    spectral = require_nonzero(spectral_norms(network, input_shape=input_shape, rtol=rtol))
+    return log_spectral_complexity_of(spectral, distances(network, initial, norm=(2, 1)))
+
+
+def log_spectral_complexity_of(
+    spectral: Float[Tensor, "*models layers"], moved: Float[Tensor, "*models layers"]
+) -> Float[Tensor, "*models"]:
+    """`log_spectral_complexity` from the norms that it is made of, ‖W_i‖₂ and ‖W_i - W_i⁰‖_{2,1}."""
+    ratios = moved.double() / spectral.double()
+    return log_product(spectral) + 1.5 * (ratios ** (2 / 3)).sum(-1).log()
+
+
+def spectral_complexity(
+    network: nn.Module | Network, initial: nn.Module | Network, *, input_shape: tuple[int, ...], rtol: float = 1e-4
+) -> Float[Tensor, "*models"]:
+    """R = Π_i ‖W_i‖₂ (Σ_i (‖W_i - W_i⁰‖_{2,1} / ‖W_i‖₂)^{2/3})^{3/2}, for 1-Lipschitz activations, in float64.
+
+    Theorem 1.1 of Bartlett, Foster & Telgarsky (2017), rows of W_i being incoming weights; a kernel's (2, 1) norm is
+    that of its matrix [outputs, inputs x taps]. Infinite beyond 1e308: see `log_spectral_complexity`.
+    Cost and errors as `spectral_norms` and `distances`; a layer of zeros: ValueError.
+    """
+    return log_spectral_complexity(network, initial, input_shape=input_shape, rtol=rtol).exp()
+
+
+def log_frobenius_complexity(
+    network: nn.Module | Network, initial: nn.Module | Network, *, input_shape: tuple[int, ...], rtol: float = 1e-4
+) -> Float[Tensor, "*models"]:
+    """log d Π_i ‖W_i‖₂ (Σ_i h_i ‖W_i - W_i⁰‖_F² / ‖W_i‖₂²)^{1/2} over d layers with h_i outputs each, in float64.
+
+    The bound of Neyshabur, Bhojanapalli & Srebro (2018) is in proportion to it over the margin and the root of the
+    number of samples; there W⁰ = 0, in their code it is the initialization. Errors as `spectral_complexity`.
+    """
+    spectral = require_nonzero(spectral_norms(network, input_shape=input_shape, rtol=rtol))
+    return log_frobenius_complexity_of(spectral, distances(network, initial), layer_outputs(network))
+
+
+def log_frobenius_complexity_of(
+    spectral: Float[Tensor, "*models layers"], moved: Float[Tensor, "*models layers"], outputs: list[int]
+) -> Float[Tensor, "*models"]:
+    """`log_frobenius_complexity` from what it is made of, ‖W_i‖₂, ‖W_i - W_i⁰‖_F and h_i."""
+    squares = spectral.new_tensor(outputs).double() * (moved.double() / spectral.double()) ** 2
+    return math.log(len(outputs)) + log_product(spectral) + 0.5 * squares.sum(-1).log()

@@ -1,0 +1,6 @@
+"""Training that looks for flat minima: SAM, the mean of 1-SAM over a batch, and noise on the labels."""
+
+from genlib.optimizers.one_sam import MeanSAM
+from genlib.optimizers.recipes import SAM, Ascent, LabelNoise, OneSAM, Recipe, one_sam_gradient, project_first_layer
+
+__all__ = ["SAM", "Ascent", "LabelNoise", "MeanSAM", "OneSAM", "Recipe", "one_sam_gradient", "project_first_layer"]

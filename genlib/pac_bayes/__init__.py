@@ -1,0 +1,20 @@
+"""PAC-Bayes: divergences, bounds that hold, and the noise that a network bears."""
+
+from genlib.pac_bayes.bounds import PacBayesBound, pac_bayes_bound
+from genlib.pac_bayes.curves import SharpnessKL, sharpness_kl
+from genlib.pac_bayes.divergences import gaussian_kl, kl_inverse, kl_of_means, mcallester_bound, seeger_bound
+from genlib.sharpness.sigma import SigmaSearch, largest_sigma
+
+__all__ = [
+    "PacBayesBound",
+    "SharpnessKL",
+    "SigmaSearch",
+    "gaussian_kl",
+    "kl_inverse",
+    "kl_of_means",
+    "largest_sigma",
+    "mcallester_bound",
+    "pac_bayes_bound",
+    "seeger_bound",
+    "sharpness_kl",
+]

@@ -1,0 +1,15 @@
+"""Sensitivity to the input: Jacobian norms, and how often a network changes its linear piece along a path."""
+
+from genlib.sensitivity.jacobians import jacobian_norms, mean_squared_jacobian_norm
+from genlib.sensitivity.paths import ellipse, random_ellipses, translation_loop
+from genlib.sensitivity.regions import breakpoints, transitions
+
+__all__ = [
+    "breakpoints",
+    "ellipse",
+    "jacobian_norms",
+    "mean_squared_jacobian_norm",
+    "random_ellipses",
+    "transitions",
+    "translation_loop",
+]

@@ -1,0 +1,191 @@
+"""Norms of the Jacobian of probabilities or logits in the input."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from genlib.estimates import Estimate
+from genlib.network import Network, dense_steps
+from genlib.network.objective import rademacher, require_finite, seeded_generator
+from genlib.network.precision import full_precision
+from genlib.sensitivity.samples import at_once, measurable_inputs
+
+__all__ = ["jacobian_norms", "mean_squared_jacobian_norm"]
+
+_JACOBIAN_BYTES = 64 * 2**20  # that the Jacobians of one chunk take
+_OUTPUTS = ("probabilities", "logits")
+
+
+@full_precision()
+def jacobian_norms(
+    network: nn.Module | Network,
+    inputs: Tensor,
+    *,
+    of: str | Sequence[str] = "probabilities",
+    norm: str = "frobenius",
+    chunk_size: int | None = None,
+) -> Float[Tensor, "*models samples"] | dict[str, Float[Tensor, "*models samples"]]:
+    """The norm of the Jacobian J(x) = ∂f(x)/∂x of each sample, f the class probabilities or the logits.
+
+    `of`: `probabilities`, `logits`, or a tuple of both, which gives a dict of both from the same passes. `norm`:
+    `frobenius`, or `spectral`, the largest singular value, from the C × C Gram matrix JJᵀ. The probabilities' Jacobian
+    is (diag(p) − ppᵀ) times the logits', with 1 − p written as a sum, so that nothing is lost as p nears 1. In units of
+    the output over units of the input. A stack shares the inputs.
+    Cost: 1 + C forward passes, C classes; less for a dense network with more inputs than units in its first layer.
+    Memory: C × chunk × input numbers, by default 64 MB at most, twice for both; Frobenius of one output a C-th of it.
+    ValueError: BatchNorm or dropout in training mode, no data, inputs that are no floating-point numbers, an output
+    that isn't [samples, classes] or doesn't depend on the inputs, a norm that isn't finite. Novak et al. 2018.
+    """
+    names = (of,) if isinstance(of, str) else tuple(of)
+    if norm not in ("frobenius", "spectral"):
+        raise ValueError(f"norm is {norm!r}; choose frobenius or spectral")
+    network, inputs = measurable_inputs(network, inputs, chunk_size)
+    classes = _classes(network, inputs, names)
+    network, inputs = _in_row_space(network, inputs, classes)
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for chunk in inputs.split(chunk_size or _chunk_size(network, inputs, classes)):
+        logits, x = _output(network, chunk)
+        softmax = _Softmax.of(logits.detach()) if "probabilities" in names else None
+        if names == ("probabilities",):
+            found["probabilities"].append(softmax.rest * _norm(_products(logits, x, softmax.jacobian()), norm))
+            continue
+        rows = _products(logits, x, torch.eye(classes, dtype=x.dtype, device=x.device))
+        if softmax is not None:
+            jacobian = torch.stack(list(rows), -2)
+            products = softmax.jacobian() @ jacobian
+            found["probabilities"].append(softmax.rest * _norm(products.unbind(-2), norm))
+            rows = jacobian.unbind(-2)
+        found["logits"].append(_norm(rows, norm))
+    norms = {name: require_finite(torch.cat(parts, -1), "Jacobian norm") for name, parts in found.items()}
+    return norms[of] if isinstance(of, str) else norms
+
+
+def _in_row_space(network: Network, inputs: Tensor, classes: int) -> tuple[Network, Tensor]:
+    """The inputs turned so that what the first layer of a dense network can't see is zero, and left out.
+
+    With Wᵀ = QR the layer sees Wx = Rᵀ(Qᵀx), and no norm of a Jacobian changes. Taken where it is worth the QR.
+    """
+    steps = dense_steps(network.module)
+    if network.size is not None or not steps or type(steps[0][1]) is not nn.Linear:
+        return network, inputs
+    weight = f"{steps[0][0]}.weight"
+    units, numbers = network.params[weight].shape
+    if len(inputs) * classes * (numbers - units) < 4 * numbers * units:
+        return network, inputs
+    q, r = torch.linalg.qr(network.params[weight].T)
+    return replace(network, params=network.params | {weight: r.T.contiguous()}), inputs.flatten(1) @ q
+
+
+@full_precision()
+def mean_squared_jacobian_norm(
+    network: nn.Module | Network,
+    inputs: Tensor,
+    *,
+    of: str = "probabilities",
+    projections: int = 2,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+) -> Estimate:
+    """The mean of ‖J(x)‖_F² over the samples, estimated by random projections: for many classes, J as `jacobian_norms`.
+
+    E‖Jᵀv‖² = ‖J‖_F² for v of random signs, `projections` of them a sample. Unbiased for the mean square alone: its
+    root lies above the mean of the norm. The standard error is that of the signs, not of the choice of samples.
+    Without a generator the signs are always the same.
+    Cost: 1 + projections forward passes. ValueError: as `jacobian_norms`, fewer than 2 projections.
+    """
+    if projections < 2:
+        raise ValueError(f"projections is {projections}; draw at least 2, for the error comes from their spread")
+    network, inputs = measurable_inputs(network, inputs, chunk_size)
+    _classes(network, inputs, (of,))
+    generator = seeded_generator(generator, inputs.device)
+    total, variance = 0.0, 0.0
+    for chunk in inputs.split(chunk_size or _chunk_size(network, inputs, 1)):
+        logits, x = _output(network, chunk)
+        v = rademacher((projections, *logits.shape), x, generator)
+        if of == "probabilities":
+            softmax = _Softmax.of(logits.detach())
+            v = softmax.rest.unsqueeze(-1) * softmax.product(v)
+        squares = torch.stack([row.square().sum(-1) for row in _products(logits, x, v.movedim(0, -2))])
+        spread, mean = torch.var_mean(squares, 0)
+        total = total + mean.sum(-1) / len(inputs)
+        variance = variance + spread.sum(-1) / (projections * len(inputs) ** 2)
+    return Estimate(require_finite(total, "Jacobian norm"), variance.sqrt(), 1.0 + projections)
+
+
+def _classes(network: Network, inputs: Tensor, of: tuple[str, ...]) -> int:
+    if not of or set(of) - set(_OUTPUTS):
+        raise ValueError(f"of is {of[0] if len(of) == 1 else of!r}; choose probabilities, logits, or both in a tuple")
+    with torch.no_grad():
+        shape = network.apply(network.params, inputs[:1]).shape
+    least = 2 if "probabilities" in of else 1
+    if len(shape) != (2 if network.size is None else 3) or shape[-1] < least:
+        raise ValueError(
+            f"network: its output has the shape {tuple(shape)}; it must be [samples, classes], {least} or more classes"
+        )
+    return shape[-1]
+
+
+def _chunk_size(network: Network, inputs: Tensor, classes: int) -> int:
+    sample = (network.size or 1) * max(inputs[0].numel(), classes) * inputs.element_size()
+    return max(1, min(at_once(network, inputs), _JACOBIAN_BYTES // (sample * classes)))
+
+
+def _output(network: Network, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits, and the inputs that they hang on: each network of a stack has its own copy."""
+    x = inputs if network.size is None else inputs.expand(network.size, *inputs.shape)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        # A clone, for an operation in place may not touch a leaf.
+        logits = network.apply(network.params, x.clone(), inputs_of_each=network.size is not None)
+    if not logits.requires_grad:
+        raise ValueError("network: its output has no derivative with respect to inputs; remove no_grad or detach")
+    return logits, x
+
+
+def _products(
+    logits: Float[Tensor, "*n classes"], x: Tensor, cotangents: Float[Tensor, "... rows classes"]
+) -> Iterator[Float[Tensor, "*n numbers"]]:
+    """Each row of cotangents times the logits' Jacobian, by one backward pass a row."""
+    for cotangent in cotangents.unbind(-2):
+        (product,) = torch.autograd.grad(logits, x, cotangent.expand_as(logits), retain_graph=True)
+        yield product.reshape(*logits.shape[:-1], -1)
+
+
+class _Softmax(NamedTuple):
+    """The probabilities p = softmax(f); `top` marks the largest, q are the others among themselves, p = rest q."""
+
+    top: Bool[Tensor, "*n classes"]
+    p: Float[Tensor, "*n classes"]
+    q: Float[Tensor, "*n classes"]
+    rest: Float[Tensor, "*n"]
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "*n classes"]) -> "_Softmax":
+        largest = logits.argmax(-1, keepdim=True)
+        top = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, largest, True)
+        others = logits.masked_fill(top, -torch.inf)
+        rest = (others.logsumexp(-1) - logits.logsumexp(-1)).exp()
+        return cls(top, logits.softmax(-1), others.softmax(-1), rest)
+
+    # The Jacobian diag(p) − ppᵀ over `rest`: row k is q_k (e_k − p), and the top's p (e − q). Its entries are of order
+    # one and free of cancellation, however near the top's p is to 1.
+
+    def jacobian(self) -> Float[Tensor, "*n classes classes"]:
+        centres = torch.where(self.top.unsqueeze(-1), self.q.unsqueeze(-2), self.p.unsqueeze(-2))
+        identity = torch.eye(self.p.shape[-1], dtype=self.p.dtype, device=self.p.device)
+        return torch.where(self.top, self.p, self.q).unsqueeze(-1) * (identity - centres)
+
+    def product(self, v: Float[Tensor, "*n classes"]) -> Float[Tensor, "*n classes"]:
+        means = [(shares * v).sum(-1, keepdim=True) for shares in (self.q, self.p)]
+        return torch.where(self.top, self.p, self.q) * (v - torch.where(self.top, *means))
+
+
+def _norm(rows: Iterable[Float[Tensor, "*n numbers"]], norm: str) -> Float[Tensor, "*n"]:
+    if norm == "frobenius":  # row by row, without the whole Jacobian
+        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(row, dim=-1) for row in rows]), dim=0)
+    jacobian = torch.stack(list(rows), -2)
+    return torch.linalg.eigvalsh(jacobian @ jacobian.mT)[..., -1].clamp(min=0).sqrt()

@@ -1,0 +1,20 @@
+"""Sharpness: how much the training loss rises when the weights move, on average or at worst."""
+
+from genlib.network.objective import Objective
+from genlib.sharpness.expected import ExpectedSharpness, expected_sharpness
+from genlib.sharpness.noise import deviations, perturbed_losses
+from genlib.sharpness.radius import RadiusSearch, largest_radius
+from genlib.sharpness.worst_case import keskar_sharpness, sam_sharpness, worst_case_sharpness
+
+__all__ = [
+    "ExpectedSharpness",
+    "Objective",
+    "RadiusSearch",
+    "deviations",
+    "expected_sharpness",
+    "keskar_sharpness",
+    "largest_radius",
+    "perturbed_losses",
+    "sam_sharpness",
+    "worst_case_sharpness",
+]

@@ -1,0 +1,294 @@
+"""What `fit` and `fit_many` train with: one network, or a stack of them behind the same few methods."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from genlib.data import Dataset
+from genlib.network import Network, Params, over_models, without_hooks
+from genlib.network.chunks import BLOCK_BYTES, samples_to_score
+from genlib.network.losses import (
+    LOSSES,
+    MEANS,
+    SampleLoss,
+    per_sample_loss,
+    require_binary,
+    sample_losses,
+    zero_one_loss,
+)
+from genlib.optimizers import SAM, Ascent, MeanSAM, OneSAM
+from genlib.train.bases import LeanSGD, build
+from genlib.train.plan import Job, Plan
+
+__all__ = ["Single", "Stack", "scores"]
+
+
+class Single:
+    """One network. What it gives to be scored has a leading model axis of length one, as a stack's has."""
+
+    def __init__(self, jobs: Sequence[Job], plan: Plan):
+        (job,) = jobs
+        self.plan, self.dataset = plan, job.dataset
+        self.module = copy.deepcopy(job.module).to(job.dataset.device).train()
+        self.moving = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        self.fixed = dict(self.module.named_buffers())
+        hooked = isinstance(plan.recipe, SAM) and self.fixed  # it holds BatchNorm's statistics by a hook
+        self.forward = self.module if hooked else without_hooks(self.module)
+        params = list(self.moving.values())
+        if callable(plan.optimizer) and not plan.recipe:
+            self.optimizer = plan.optimizer(params)
+        else:
+            options = {"lr": job.lr, "momentum": plan.momentum, "weight_decay": job.weight_decay}
+            self.optimizer = build(plan.base, params, **options)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.mean_sam = _mean_sam(self.module, plan, self.moving, job.dataset)
+        self.ascent = _ascent(plan, self.fixed)
+        loss = per_sample_loss(plan.loss)
+        self.mean_loss = MEANS.get(loss, lambda logits, labels: loss(logits, labels).mean())
+
+    def minibatches(self, orders: list[Tensor] | None) -> Iterable[tuple[Tensor, Tensor]]:
+        if orders is None:
+            return [(self.dataset.inputs, self.dataset.labels)]
+        return self.dataset.minibatches(orders[0], self.plan.batch_size or len(self.dataset))
+
+    def in_order(self, *, test: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        size = samples_to_score(1, self.dataset.input_shape)
+        every = torch.arange(len(self.dataset), device=self.dataset.device)
+        batches = self.dataset.test_minibatches(size) if test else self.dataset.minibatches(every, size)
+        return ((inputs[None], labels[None]) for inputs, labels in batches)
+
+    def logits(self, inputs: Float[Tensor, "1 samples ..."]) -> Float[Tensor, "1 samples classes"]:
+        return self.forward(inputs[0])[None]
+
+    def step(self, inputs: Tensor, labels: Tensor, factor: float) -> Float[Tensor, ""]:
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        if self.plan.augment is not None:
+            inputs = self.plan.augment(inputs)
+        if self.plan.one_by_one and not self.plan.recipe:
+            mean = self._own_step(inputs, labels)
+        else:
+            mean, grads = _gradient(self, inputs, labels)
+            _update(self.optimizer, self.moving.values(), grads)
+        if self.plan.project is not None:
+            self.plan.project({name: p.detach().unsqueeze(0) for name, p in self.module.named_parameters()})
+        return mean
+
+    def _own_step(self, inputs: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            mean = self.mean_loss(self.forward(inputs), labels)
+            mean.backward()
+            return mean
+
+        return self.optimizer.step(closure).detach()
+
+    def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Float[Tensor, ""], Sequence[Tensor | None]]:
+        mean = self.mean_loss(self.forward(inputs), labels)
+        return mean.detach(), torch.autograd.grad(mean, list(self.moving.values()), allow_unused=True)
+
+    def train(self, training: bool) -> None:
+        self.module.train(training)
+
+    def keep(self, rows: list[int]) -> None:
+        """One network leaves only when all is over."""
+
+    def trained(self, row: int) -> nn.Module:
+        return self.module
+
+    def state(self) -> dict:
+        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict) -> None:
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class Stack:
+    """Same-shaped networks, with a leading model axis on parameters, optimizer state and batches.
+
+    torch's optimizers treat every element alike, so one serves the whole stack. Their updates are proportional to the
+    learning rate, so where rates differ a step of rate 1 is taken and each network goes its share of the way.
+    """
+
+    def __init__(self, jobs: Sequence[Job], plan: Plan):
+        if len({len(job.dataset) for job in jobs}) > 1:
+            raise ValueError("datasets are of different sizes; stack each size by itself, or pass stacked=False")
+        self.plan, self.jobs = plan, list(jobs)
+        device = jobs[0].dataset.device
+        self.network = Network.stack([job.module for job in jobs])
+        self.network.module.to(device)
+        trains = {name: p.requires_grad for name, p in jobs[0].module.named_parameters()}
+        self.params = {name: p.to(device).requires_grad_(trains[name]) for name, p in self.network.params.items()}
+        self.buffers = {name: b.to(device) for name, b in self.network.buffers.items()}
+        self.per_model = {
+            key: torch.tensor(values, device=device)
+            for key in ("lr", "weight_decay")
+            if len(set(values := [getattr(job, key) for job in jobs])) > 1
+        }
+        self.rate = 1.0 if "lr" in self.per_model else jobs[0].lr
+        self.optimizer = build(
+            plan.base,
+            list(self.moving.values()),
+            lr=self.rate,
+            momentum=plan.momentum,
+            weight_decay=0.0 if "weight_decay" in self.per_model else jobs[0].weight_decay,
+        )
+        self.network.module.train()
+        self.mean_sam = _mean_sam(self.network.module, plan, self.moving, jobs[0].dataset, stacked=True)
+        self.ascent = _ascent(plan, self.buffers, stacked=True)
+        self.loss, self.rows = per_sample_loss(plan.loss), None
+        self._lay_out_data()
+
+    @property
+    def moving(self) -> Params:
+        return {name: param for name, param in self.params.items() if param.requires_grad}
+
+    @property
+    def fixed(self) -> Params:
+        return self.buffers | {name: param for name, param in self.params.items() if not param.requires_grad}
+
+    def _lay_out_data(self) -> None:
+        datasets = [job.dataset for job in self.jobs]
+        self.inputs, self.labels = _stack([d.inputs for d in datasets]), _stack([d.labels for d in datasets])
+        if self.plan.track_test:
+            self.test_inputs = _stack([d.test_inputs for d in datasets])
+            self.test_labels = _stack([d.test_labels for d in datasets])
+
+    def minibatches(self, orders: list[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
+        if orders is None:
+            yield self.inputs, self.labels
+            return
+        self.rows = None  # of this epoch's batches: those of the networks still there, once one has left
+        all_inputs, all_labels = self.inputs, self.labels
+        order, row = torch.stack(orders), torch.arange(len(all_labels), device=all_labels.device)[:, None]
+        size = self.plan.batch_size
+        bytes_a_step = size * len(all_labels) * all_inputs[0, 0].nbytes
+        block = size * max(1, BLOCK_BYTES // bytes_a_step)  # one gather serves many steps
+        for index in order.split(block, dim=1):
+            inputs, labels = all_inputs[row, index], all_labels[row, index]
+            for batch in zip(inputs.split(size, dim=1), labels.split(size, dim=1), strict=True):
+                yield batch if self.rows is None else tuple(part[self.rows] for part in batch)
+
+    def in_order(self, *, test: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        inputs, labels = (self.test_inputs, self.test_labels) if test else (self.inputs, self.labels)
+        size = samples_to_score(len(labels), inputs.shape[2:])
+        return zip(inputs.split(size, dim=1), labels.split(size, dim=1), strict=True)
+
+    def logits(self, inputs: Float[Tensor, "models samples ..."]) -> Float[Tensor, "models samples classes"]:
+        return self.network.apply(self.params, inputs, buffers=self.buffers, inputs_of_each=True)
+
+    def step(self, inputs: Tensor, labels: Tensor, factor: float) -> Float[Tensor, " models"]:
+        if self.plan.augment is not None:
+            inputs = self.plan.augment(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+        params = list(self.moving.values())
+        each, grads = _gradient(self, inputs, labels)
+        self.optimizer.param_groups[0]["lr"] = self.rate * factor
+        with torch.no_grad():
+            if "weight_decay" in self.per_model:
+                decay = self.per_model["weight_decay"]
+                grads = [grad.addcmul(p, over_models(decay, p)) for p, grad in zip(params, grads, strict=True)]
+            before = [param.clone() for param in params] if "lr" in self.per_model else []
+            _update(self.optimizer, params, grads)
+            for old, param in zip(before, params, strict=False):
+                param.copy_(old.lerp_(param, over_models(self.per_model["lr"], param)))
+            if self.plan.project is not None:
+                self.plan.project({name: param.detach() for name, param in self.params.items()})
+        return each
+
+    def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Float[Tensor, " models"], Sequence[Tensor]]:
+        each = sample_losses(self.loss, self.logits(inputs), labels).mean(1)
+        return each.detach(), torch.autograd.grad(each.sum(), list(self.moving.values()))
+
+    def train(self, training: bool) -> None:
+        self.network.module.train(training)
+
+    def keep(self, rows: list[int]) -> None:
+        self.jobs = [self.jobs[row] for row in rows]
+        self.rows = rows if self.rows is None else [self.rows[row] for row in rows]
+        state, kept = self.optimizer.state, {}
+        for name, param in self.params.items():
+            self.params[name] = param.detach()[rows].requires_grad_(param.requires_grad)
+            moments = state.pop(param, {})
+            if moments:
+                kept[self.params[name]] = {k: v[rows] if v.dim() else v for k, v in moments.items()}
+        state.update(kept)
+        self.optimizer.param_groups[0]["params"] = list(self.moving.values())
+        self.buffers = {name: b[rows] for name, b in self.buffers.items()}
+        self.per_model = {key: value[rows] for key, value in self.per_model.items()}
+        self.ascent = _ascent(self.plan, self.buffers, stacked=True)
+        self._lay_out_data()
+
+    def trained(self, row: int) -> nn.Module:
+        module = copy.deepcopy(self.jobs[row].module).to(self.labels.device)
+        module.load_state_dict({n: t.detach()[row] for n, t in {**self.params, **self.buffers}.items()}, strict=False)
+        return module
+
+    def state(self) -> dict:
+        tensors = {n: t.detach() for n, t in {**self.params, **self.buffers}.items()}
+        return {"tensors": tensors, "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict) -> None:
+        for name, tensor in {**self.params, **self.buffers}.items():
+            tensor.data.copy_(state["tensors"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _gradient(engine: Single | Stack, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """The loss, one a model of a stack, and the gradient that the recipe steps with."""
+    recipe = engine.plan.recipe
+    if isinstance(recipe, OneSAM):
+        loss, grads = engine.mean_sam(engine.moving, engine.fixed, inputs, labels)
+        return loss, list(grads.values())
+    if isinstance(recipe, SAM):
+        return engine.ascent.gradient(lambda: engine.evaluate(inputs, labels), list(engine.moving.values()))
+    return engine.evaluate(inputs, labels)
+
+
+def _update(
+    optimizer: LeanSGD | torch.optim.Optimizer, params: Iterable[Tensor], grads: Sequence[Tensor | None]
+) -> None:
+    if isinstance(optimizer, LeanSGD):
+        optimizer.update(grads)
+        return
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    optimizer.step()
+
+
+def _ascent(plan: Plan, buffers: Params, *, stacked: bool = False) -> Ascent | None:
+    return Ascent(plan.recipe, stacked=stacked, buffers=bool(buffers)) if isinstance(plan.recipe, SAM) else None
+
+
+def _mean_sam(
+    module: nn.Module, plan: Plan, moving: Params, dataset: Dataset, *, stacked: bool = False
+) -> MeanSAM | None:
+    if not isinstance(plan.recipe, OneSAM):
+        return None
+    shape = dataset.input_shape
+    return MeanSAM.of(module, plan.recipe.rho, plan.loss, moving=moving, input_shape=shape, stacked=stacked)
+
+
+@torch.no_grad()
+def scores(
+    logits: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], loss: SampleLoss
+) -> Float[Tensor, "2 models"]:
+    """Mean loss and accuracy of each network over all batches."""
+    total, samples = 0.0, 0
+    for inputs, labels in batches:
+        z = logits(inputs)
+        if z.shape[-1] == 1 and loss in LOSSES.values():  # a loss of one's own may read labels as it likes
+            require_binary(labels)
+        parts = [sample_losses(loss, z, labels), 1 - sample_losses(zero_one_loss, z, labels)]
+        total, samples = total + torch.stack([part.double().sum(1) for part in parts]), samples + labels.shape[1]
+    return total / samples
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """One tensor with a leading model axis; what all networks share takes no memory of its own."""
+    if all(tensor is tensors[0] for tensor in tensors):
+        return tensors[0].expand(len(tensors), *tensors[0].shape)
+    return torch.stack(tensors)
