@@ -9,20 +9,28 @@ export GENLIB_SCALE ?= small
 export GENLIB_SEED  ?= 0
 export GENLIB_CACHE ?= $(CURDIR)/.cache
 
-# Dry runs try every scale. Of the larger ones `test` takes one, by turns from commit to commit.
-SCALES   ?= small gpu paper
-LARGER   := $(word $(shell echo $$(($$(git rev-list --count HEAD 2>/dev/null || echo 0) % 2 + 1))),gpu paper)
+# Dry runs try every scale. Of the larger ones `test` takes one, by turns from change to change.
+SCALES  ?= small gpu paper
+SOURCES := $(wildcard genlib/*.py genlib/*/*.py chapters/*.ipynb chapters/claims/*.json chapters/records/*)
+LARGER   = $(word $(shell expr 1 + $$(cat $(SOURCES) | cksum | cut -d ' ' -f 1) % 2),gpu paper)
 
-BOOK     := build/book
-EMPTY    := $(CURDIR)/build/empty-cache
 # Side by side, of one thread each. The chapters of a book that is read run one after the other: it says how long each
 # took. Those of `test` are checked, not read.
 JOBS     ?= 2
 TOGETHER := -n $(JOBS) --dist worksteal
 NBMAKE_OPTIONS :=
 NBMAKE   := $(BIN)/pytest --nbmake --nbmake-timeout
-SOURCES  := $(wildcard genlib/*.py genlib/*/*.py chapters/*.ipynb chapters/claims/*.json chapters/records/*)
 PAGES    := $(wildcard chapters/assignments/release/*/*.ipynb chapters/*.md chapters/*.bib chapters/_static/*) _config.yml _toc.yml tests/benchmarks/record.json
+# Two builds in one folder would remove each other's files: the second says so and ends.
+ALONE    := $(BIN)/python -m genlib.book.alone $(MAKE) --no-print-directory
+
+IN_TURN  := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
+# Jupyter, matplotlib and Chromium keep files at home: where that can't be written, here.
+ifneq ($(shell test -w "$$HOME" && echo writable),writable)
+export HOME := $(CURDIR)/build/home
+$(shell mkdir -p build/home)
+endif
 
 .PHONY: help book test test-all lint unit dry-runs lab bench record assignments grade-demo grade totals repository clean always
 .DELETE_ON_ERROR:
@@ -32,21 +40,22 @@ help:  ## list these commands
 	@echo
 	@echo "GENLIB_SCALE=small|gpu|paper and GENLIB_SEED=0,1,2,… choose the size and the seeds of 'make book'."
 
-book: _build/.complete  ## run every chapter and leave the book in _build/html/index.html
+# Whatever is removed has a fixed name that begins in this folder, so that nothing outside of it can be meant.
+book: $(VENV)/.installed  ## run every chapter and leave the book in _build/html/index.html
+	@$(ALONE) _build/.complete
 	@echo "The book: _build/html/index.html"
 
-test: $(VENV)/.installed lint unit  ## everything that gates a change: lint, unit tests, chapters, a fresh book, its pages
-	rm -rf $(BOOK) _build/.complete $(EMPTY)
-	$(MAKE) --no-print-directory book GENLIB_CACHE=$(EMPTY) NBMAKE_OPTIONS="$(TOGETHER)"
-	$(BIN)/pytest $(TOGETHER) tests/book/test_pages.py tests/book/test_browser.py
-	$(MAKE) --no-print-directory dry-runs SCALES=$(LARGER)
+test: $(VENV)/.installed lint  ## everything that gates a change: lint, unit tests, chapters, a fresh book, its pages
+	@$(ALONE) fresh
+	@$(ALONE) -j2 $(IN_TURN) unit pages dry-runs SCALES=$(LARGER) NBMAKE_OPTIONS="$(TOGETHER)" \
+	    GENLIB_CACHE="$(CURDIR)/build/empty-cache"
 
 test-all: test  ## `test`, every notebook as on Colab, every scale, and the claims on five fresh blocks of seeds
-	$(MAKE) --no-print-directory dry-runs SCALES="$(filter-out $(LARGER),$(SCALES))"
+	@$(ALONE) dry-runs SCALES="$(filter-out $(LARGER),$(SCALES))"
 	GENLIB_COLAB=all $(BIN)/pytest $(TOGETHER) tests/book/test_colab.py
 	for seed in 1 2 3 4 5; do \
-	    rm -rf $(EMPTY); \
-	    GENLIB_SEED=$$seed GENLIB_CACHE=$(EMPTY) $(NBMAKE)=3000 $(TOGETHER) chapters/[0-9]*.ipynb || exit 1; \
+	    rm -rf build/empty-cache; \
+	    GENLIB_SEED=$$seed GENLIB_CACHE="$(CURDIR)/build/empty-cache" $(NBMAKE)=3000 $(TOGETHER) chapters/[0-9]*.ipynb || exit 1; \
 	done
 
 lint: $(VENV)/.installed
@@ -57,10 +66,16 @@ lint: $(VENV)/.installed
 unit: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(TOGETHER) --ignore=tests/book/test_pages.py --ignore=tests/book/test_browser.py
 
+fresh:
+	rm -rf build/book _build/.complete build/empty-cache
+
+pages: _build/.complete
+	$(BIN)/pytest $(TOGETHER) tests/book/test_pages.py tests/book/test_browser.py
+
 dry-runs: $(VENV)/.installed
 	for scale in $(SCALES); do \
-	    rm -rf $(EMPTY); \
-	    GENLIB_DRY_RUN=1 GENLIB_SCALE=$$scale GENLIB_CACHE=$(EMPTY) OMP_NUM_THREADS=1 \
+	    rm -rf build/dry-cache; \
+	    GENLIB_DRY_RUN=1 GENLIB_SCALE=$$scale GENLIB_CACHE="$(CURDIR)/build/dry-cache" OMP_NUM_THREADS=1 \
 	        $(NBMAKE)=600 $(TOGETHER) chapters/[0-9]*.ipynb || exit 1; \
 	done
 
@@ -102,25 +117,25 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 
 # The chapters run in a copy, so that the sources hold no outputs; the book is then built from that copy.
 # Sphinx reports a warning only when it reads a page anew: the folders it remembers by go first.
-_build/.complete: $(BOOK)/.executed $(PAGES)
+_build/.complete: build/book/.executed $(PAGES)
 	rm -rf _build/html _build/.doctrees
-	cp _config.yml _toc.yml $(BOOK)
-	cp -R chapters/*.md chapters/*.bib chapters/_static $(BOOK)/chapters
-	cp -R chapters/assignments/release $(BOOK)/chapters/assignments
-	$(BIN)/python -m genlib.book.assemble $(BOOK) $(GENLIB_SCALE)
-	$(BIN)/jupyter-book build $(BOOK) --path-output . --quiet -W --keep-going -n
+	cp _config.yml _toc.yml build/book
+	cp -R chapters/*.md chapters/*.bib chapters/_static build/book/chapters
+	cp -R chapters/assignments/release build/book/chapters/assignments
+	$(BIN)/python -m genlib.book.assemble build/book $(GENLIB_SCALE)
+	$(BIN)/jupyter-book build build/book --path-output . --quiet -W --keep-going -n
 	@touch $@
 
-$(BOOK)/.executed: $(VENV)/.installed $(SOURCES) $(BOOK).knobs
-	rm -rf $(BOOK)
-	mkdir -p $(BOOK)/chapters
-	cp -R chapters/* $(BOOK)/chapters
-	rm -rf $(BOOK)/chapters/assignments/source
-	$(NBMAKE)=1000000 $(NBMAKE_OPTIONS) --overwrite $(BOOK)/chapters
+build/book/.executed: $(VENV)/.installed $(SOURCES) build/book.knobs
+	rm -rf build/book
+	mkdir -p build/book/chapters
+	cp -R chapters/* build/book/chapters
+	rm -rf build/book/chapters/assignments/source
+	$(NBMAKE)=1000000 $(NBMAKE_OPTIONS) --overwrite build/book/chapters
 	@touch $@
 
 # Rewritten only when the scale, the seeds or the way of timing change, so that the chapters then run again.
-$(BOOK).knobs: always
+build/book.knobs: always
 	@mkdir -p $(@D)
 	@echo "$(GENLIB_SCALE) $(GENLIB_SEED) $(GENLIB_DRY_RUN) $(NBMAKE_OPTIONS)" > $@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@

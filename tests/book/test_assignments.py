@@ -30,14 +30,13 @@ from genlib.book.assignments import (
     sheets,
 )
 
-SCRIPT = Path(__file__).parent / "assignments.py"
 AUTOMATIC = ("kernel-public", "kernel-hidden", "experiment-public", "experiment-hidden")
 BY_HAND = ("question", "proof")
 FIRST = sheets()[0]
 
 
 def _run(*arguments, **options):
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    command = [sys.executable, "-m", "genlib.book.assignments", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
 
 

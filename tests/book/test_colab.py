@@ -23,14 +23,9 @@ ONE = "07_predicting_generalization"  # it reads a population's record
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory):
+def repository(tmp_path_factory, copy_sources):
     """What would be pushed now, as a repository with the branch main."""
-    folder = tmp_path_factory.mktemp("repository")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in listed.strip("\0").split("\0"):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes((ROOT / name).read_bytes())
+    folder = copy_sources(tmp_path_factory.mktemp("repository") / "book")
     author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     for command in (["init", "-q", "-b", "main"], ["add", "."], [*author, "commit", "-q", "-m", "all"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
