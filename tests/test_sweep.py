@@ -1,3 +1,5 @@
+"""Sweeps: one table on any machine, and nothing finished is lost when a process is killed."""
+
 import os
 import signal
 import subprocess
@@ -6,60 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
+from tasks import clashing, counted, drawn, failing, fatal_once, knobs, short, trained
 
-from genlib import data, models, scale, sweep
-from genlib.train import Stop, fit_many
+from genlib import scale, sweep
 
 GRID = {"width": [4, 8], "lr": [0.1, 0.2], "seed": [0, 1, 2]}
-
-
-def mark(folder: str, name: str) -> bool:
-    """Leave a mark, and say whether it was there already."""
-    path = Path(folder, name)
-    was_there = path.exists()
-    path.touch()
-    return was_there
-
-
-def drawn(width, lr, seed):
-    return {"value": torch.randn(100, generator=torch.Generator().manual_seed(seed)).sum().item() * width, "rate": lr}
-
-
-def trained(width, lr, seed):
-    """A stack of networks that differ in rate and seed."""
-    digits = data.load("digits", train=40, test=20, device="cpu")
-    networks = [models.mlp(64, 10, width=width, seed=one) for one in seed]
-    runs = fit_many(networks, digits, lr=lr, seed=seed, batch_size=20, stop=Stop(steps=6))
-    return [{"loss": run.history.loss.iloc[-1], "converged": run.converged} for run in runs]
-
-
-def counted(folder, task):
-    return {"again": mark(folder, f"task-{task}")}
-
-
-def fatal_once(folder, task):
-    """The third task kills the process that it is in, the first time that it runs."""
-    again = mark(folder, f"task-{task}")
-    if task == 2 and not again:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return {"again": again}
-
-
-def failing(width):
-    raise ZeroDivisionError("no such network")
-
-
-def knobs(task):
-    return {"dry": scale.dry_run(), "threads": torch.get_num_threads()}
-
-
-def clashing(width):
-    return {"width": 3}
-
-
-def short(width, seed):
-    return [{"value": 1}]
 
 
 def test_one_row_a_configuration_in_the_order_of_the_grid(tmp_path):
@@ -115,7 +68,7 @@ def test_a_result_whose_file_is_broken_is_computed_again(tmp_path):
 def test_a_killed_sweep_loses_only_what_was_in_flight(tmp_path):
     """Its third task kills it, without a chance to clean up; the tasks run in the process of the sweep itself."""
     source = (
-        "import sys; from test_sweep import fatal_once; from genlib import sweep\n"
+        "import sys; from tasks import fatal_once; from genlib import sweep\n"
         "grid = {'folder': [sys.argv[1]], 'task': range(6)}\n"
         "print(*sweep.run(fatal_once, grid, cache=sys.argv[1], workers=1)['again'])"
     )
