@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from cases import CASES, Untraceable, dense, permuted, unchanged
-from test_curvature import PIECEWISE_LINEAR, SMOOTH, Merged, made
+from curvature_cases import PIECEWISE_LINEAR, SMOOTH, Merged, cross_entropy, made
 from torch import nn
 
 from genlib.curvature import gradient_variance
@@ -22,12 +21,6 @@ def one_by_one(module, inputs, labels, loss):
         gradients = torch.autograd.grad(loss(module(x), y), list(module.parameters()))
         rows.append(torch.cat([g.flatten() for g in gradients]))
     return torch.stack(rows)
-
-
-def cross_entropy(logits, labels):
-    if logits.shape[1] == 1:
-        return F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits))
-    return F.cross_entropy(logits, labels)
 
 
 @pytest.mark.parametrize("name", BUILT)

@@ -1,0 +1,101 @@
+"""Traces, norms and errors that are estimated: what they scatter about, and by how much."""
+
+import pytest
+import torch
+from curvature_cases import MEANS, PIECEWISE_LINEAR, SMOOTH, TWINS, blocks, by_layer, full, gauss_newton, made
+from torch import nn
+
+from genlib import models
+from genlib.curvature import frobenius_norm, gauss_newton_error, top_eigenvalues, trace
+from genlib.network import Network
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_what_is_not_piecewise_linear_is_estimated(name):
+    case = SMOOTH[name]()
+    expected = blocks(*case, "cross_entropy")
+    found = trace(*case, vectors=200)
+    torch.testing.assert_close(found.value, sum(expected.values()))
+    torch.testing.assert_close(found.by_layer, by_layer(expected))
+    with pytest.raises(ValueError, match=r"^network: .*hutch\+\+"):
+        trace(*case, method="exact")
+
+
+def test_hutch_plus_plus_scatters_about_the_trace_as_its_error_says():
+    case = made(lambda: models.mlp(4, 3, width=12, activation="tanh"), (4,), samples=40)
+    expected = by_layer(blocks(*case, "cross_entropy"))
+    runs = [trace(*case, vectors=9, generator=torch.Generator().manual_seed(seed)) for seed in range(100)]
+    values, errors = torch.stack([r.value for r in runs]), torch.stack([r.standard_error for r in runs])
+    assert (values.mean() - sum(expected.values())).abs() < 4 * values.std() / 10
+    torch.testing.assert_close(errors.square().mean().sqrt(), values.std(), rtol=0.3, atol=0)
+    for layer, value in expected.items():
+        parts = torch.stack([r.by_layer[layer] for r in runs])
+        assert (parts.mean() - value).abs() < 4 * parts.std() / 10
+
+
+def test_a_loss_of_ones_own_is_estimated():
+    module, inputs, labels = PIECEWISE_LINEAR["dense"]()
+
+    def loss(logits, labels):
+        return logits.gather(1, labels[:, None])[:, 0] ** 4
+
+    expected = blocks(module, inputs, labels, lambda logits, labels: loss(logits, labels).mean())
+    torch.testing.assert_close(trace(module, inputs, labels, loss=loss, vectors=400).value, sum(expected.values()))
+    with pytest.raises(ValueError, match=r"^loss is .*whose Hessian"):
+        trace(module, inputs, labels, loss=loss, method="exact")
+
+
+def test_a_loss_without_curvature_has_no_trace():
+    module, inputs, labels = made(lambda: nn.Sequential(nn.Linear(4, 3)), (4,))
+    found = trace(module, inputs, labels, loss=lambda logits, labels: logits[:, 0] + 0 * labels)
+    assert (found.value, found.standard_error) == (0, 0)
+
+
+@pytest.mark.parametrize("loss", MEANS)
+@pytest.mark.parametrize("name", TWINS)
+def test_the_gauss_newton_error_is_that_of_the_full_matrices(name, loss):
+    case = TWINS[name]()
+    h = full(*case, loss)
+    expected = (h - gauss_newton(*case, loss)).norm() / h.norm()
+    found = gauss_newton_error(*case, loss=loss, vectors=150)
+    assert expected > 0.05
+    assert (found.value - expected).abs() < 4 * found.standard_error
+    assert found.standard_error < 0.15 * expected
+    whole, parts = (gauss_newton_error(*case, loss=loss, vectors=6, chunk_size=size) for size in (None, 3))
+    torch.testing.assert_close(parts.value, whole.value)
+
+
+def test_the_gauss_newton_part_of_a_linear_network_is_all():
+    case = made(lambda: nn.Sequential(nn.Linear(4, 3)), (4,))
+    assert gauss_newton_error(*case).value < 1e-12
+
+
+@pytest.mark.parametrize("loss", MEANS)
+@pytest.mark.parametrize("name", TWINS)
+def test_the_frobenius_norm_is_that_of_the_full_hessian(name, loss):
+    case = TWINS[name]()
+    expected = full(*case, loss).norm()
+    torch.testing.assert_close(frobenius_norm(*case, loss=loss, vectors=700).value, expected)
+
+
+def test_the_frobenius_norm_scatters_as_its_error_says():
+    case = made(lambda: models.mlp(4, 3, width=12, activation="tanh"), (4,), samples=40)
+    expected = full(*case).norm()
+    runs = [frobenius_norm(*case, vectors=12, generator=torch.Generator().manual_seed(seed)) for seed in range(100)]
+    squares = torch.stack([r.value for r in runs]).square()
+    errors = torch.stack([2 * r.value * r.standard_error for r in runs])
+    assert (squares.mean() - expected**2).abs() < 4 * squares.std() / 10
+    torch.testing.assert_close(errors.square().mean().sqrt(), squares.std(), rtol=0.3, atol=0)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_known_eigenpairs_leave_the_rest_of_the_norm_to_chance(stacked):
+    case = made(lambda: models.mlp(4, 3, width=12, activation="tanh"), (4,), samples=40)
+    expected, network = full(*case).norm(), Network.stack([case[0]] * 2) if stacked else case[0]
+    pairs = top_eigenvalues(network, *case[1:], 10)
+    blind, found = (frobenius_norm(network, *case[1:], vectors=9, known=known) for known in (None, pairs))
+    assert (found.standard_error < 0.5 * blind.standard_error).all() and found.passes == 3 + 6 * 9
+    assert ((found.value - expected).abs() < 4 * found.standard_error).all()
+    every = top_eigenvalues(network, *case[1:], sum(p.numel() for p in case[0].parameters()))
+    whole = frobenius_norm(network, *case[1:], vectors=6, known=every)
+    torch.testing.assert_close(whole.value, expected.expand_as(whole.value))
