@@ -1,8 +1,10 @@
+"""A network is its module as a function, a stack its modules side by side."""
+
 import copy
 
 import pytest
 import torch
-from cases import Residual, Untraceable, unchanged
+from cases import CASES, HostReads, Residual, Untraceable, dense, unchanged
 from torch import nn
 
 from genlib import models
@@ -37,28 +39,6 @@ def test_a_stack_is_its_modules_side_by_side(name):
     for i, (module, batch) in enumerate(zip(modules, batches, strict=True)):
         torch.testing.assert_close(shared[i], module(batches[0]), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(of_each[i], module(batch), rtol=1e-5, atol=1e-6)
-
-
-def test_piecewise_linear_is_read_off_the_operations():
-    assert Network.of(models.mlp(12, 5, activation="relu", seed=0)).piecewise_linear
-    assert Network.of(models.mlp(12, 5, activation="hardsigmoid", seed=0)).piecewise_linear
-    assert not Network.of(models.mlp(12, 5, activation="tanh", seed=0)).piecewise_linear
-    residual = Residual()
-    assert Network.of(residual.eval()).piecewise_linear
-    assert not Network.of(residual.train()).piecewise_linear
-    assert not Network.of(Untraceable(nn.Linear(4, 3))).piecewise_linear
-
-
-def test_an_unknown_operation_is_named():
-    class Odd(nn.Module):
-        def forward(self, x):
-            return torch.erf(x)
-
-    with pytest.raises(ValueError, match="operations erf are unknown"):
-        Network.of(nn.Sequential(nn.Linear(3, 3), Odd())).require_known()
-    with pytest.raises(ValueError, match=r"torch\.fx can't trace"):
-        Network.of(Untraceable(nn.Linear(4, 3))).require_known()
-    Network.of(Residual().eval()).require_known()
 
 
 def test_training_mode_and_weights_that_are_not_finite_are_refused():
@@ -154,3 +134,12 @@ def test_each_network_of_a_stack_and_its_copies_share_the_tensors(name):
         assert all(p.data_ptr() == one.params[key].data_ptr() for key, p in copied.named_parameters())
         copied.register_forward_hook(lambda *_: pytest.fail("a hook of the copy ran"))
         module(inputs)
+
+
+@pytest.mark.parametrize("network", [Network.of, lambda module: Network.stack([module, module])])
+def test_a_look_at_the_weights_is_one_host_read(network):
+    shallow, deep = CASES["dense"]()[0], dense(depth=6)
+    for module in (shallow, deep):
+        with HostReads() as reads:
+            network(module)
+        assert reads.count <= 1
