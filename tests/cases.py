@@ -60,6 +60,10 @@ def residual(seed=0):
     return drawn(Residual().double(), seed)
 
 
+def wide(seed=0, **options):
+    return dense(seed, **{"width": 16, **options})
+
+
 def linear(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(5, 4)).double()
@@ -69,6 +73,21 @@ def data(seed=0, samples=12, shape=(5,)):
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(samples, *shape, generator=generator, dtype=torch.float64)
     return inputs, torch.randint(4, (samples,), generator=generator)
+
+
+def labelled(seed=0, samples=200):
+    """Inputs, and the labels that a first network gives them."""
+    inputs, _ = data(seed, samples)
+    return inputs, wide(seed)(inputs).argmax(-1)
+
+
+def first_logit(logits, labels):
+    """A loss that is linear in the weights of a linear network."""
+    return logits[:, 0] - logits[:, 1] + 0 * labels
+
+
+def flat(module):
+    return nn.utils.parameters_to_vector(module.parameters()).detach()
 
 
 CASES = {
