@@ -1,3 +1,5 @@
+"""Augmentations: every draw is one of the images that it may be, and all are drawn."""
+
 import torch
 import torch.nn.functional as F
 
