@@ -1,0 +1,53 @@
+"""Small networks with data, the measures by what they need, and quantities of a network by brute force."""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from genlib.measures import CATALOGUE
+
+DRAWN = {name for name in CATALOGUE if name.startswith(("flatness", "pac_bayes"))} | {"transitions"}
+SEARCHED = {name for name in CATALOGUE if name.startswith("sharpness")}  # by an ascent from the weights themselves
+CLIMBED = {"keskar_sharpness", "worst_case_sharpness"}  # by an ascent from a place drawn nearby
+SPECTRAL = {"top_eigenvalue", "log_volume", "hessian_norm"}  # to the tolerance of Lanczos' method
+OF_THE_RUN = {name for name, measure in CATALOGUE.items() if "run" in measure.needs}
+FREE = [name for name, measure in CATALOGUE.items() if measure.passes <= 1 and "run" not in measure.needs]
+LOOKED_UP = ["hessian_trace", "sam_sharpness", "input_margin", "jacobian_norm", "input_gradient", "gradient_variance"]
+
+
+def dense(widths, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    layers = []
+    for a, b in itertools.pairwise(widths):
+        layer = nn.Linear(a, b, dtype=dtype)
+        for parameter in layer.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=dtype) * (
+                0.9 if parameter.ndim == 2 else 0.2
+            )
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def inputs_of(network, samples=40, seed=1):
+    first = next(network.parameters())
+    return torch.randn(samples, first.shape[1], generator=torch.Generator().manual_seed(seed), dtype=first.dtype)
+
+
+def own_labels(network, inputs):
+    """The labels that the network itself gives: every margin is positive."""
+    with torch.no_grad():
+        return network(inputs).argmax(-1)
+
+
+def loss_at(network, vector, inputs, labels):
+    shapes, split = {}, vector.split([p.numel() for p in network.parameters()])
+    for (name, p), part in zip(network.named_parameters(), split, strict=True):
+        shapes[name] = part.view_as(p)
+    return F.cross_entropy(torch.func.functional_call(network, shapes, (inputs,)), labels)
+
+
+def hessian(network, inputs, labels):
+    w = nn.utils.parameters_to_vector(network.parameters()).detach()
+    return torch.autograd.functional.hessian(lambda v: loss_at(network, v, inputs, labels), w).numpy()

@@ -1,0 +1,156 @@
+"""Passes that are shared and counted, starts and runs, refusals that say why."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from measures_cases import FREE, LOOKED_UP, dense
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from genlib.data import Dataset
+from genlib.measures import CATALOGUE, catalogue, evaluate
+from genlib.train import Run, Stop, fit
+
+
+def test_all_together_equal_each_alone(measured):
+    network, initial, inputs, labels, table = measured
+    alone = (*LOOKED_UP, "flatness", "pac_bayes_magnitude_start", "keskar_sharpness", "sharpness_start", "hessian_norm")
+    for name in [*FREE, *alone]:
+        alone = evaluate(network, (inputs, labels), initial=initial, names=[name])
+        assert alone.loc[name, "value"] == table.loc[name, "value"], name
+
+
+class Counting(nn.Sequential):
+    calls = 0
+
+    def forward(self, x):
+        Counting.calls += len(x) > 1  # the look at one sample that checks the data aside
+        return super().forward(x)
+
+
+def test_what_needs_one_forward_pass_shares_it(measured):
+    network, initial, inputs, labels, _ = measured
+    counting = Counting(*copy.deepcopy(network))
+    Counting.calls = 0
+    names = [name for name, measure in CATALOGUE.items() if measure.passes == 1]
+    table = evaluate(counting, (inputs, labels), initial=initial, names=names)
+    # The path norm's pass is of a single input.
+    assert len(names) >= 18 and Counting.calls == 1 == table["passes"].sum()
+    assert table["passes"].iloc[0] == 1
+
+
+@pytest.mark.parametrize("name", list(CATALOGUE))
+def test_the_stated_cost_is_the_cost(measured, name):
+    network, initial, inputs, labels, _ = measured
+    table = evaluate(network, (inputs, labels), initial=initial, first_epoch=initial, names=[name])
+    cost = table["passes"].iloc[0]
+    stated = CATALOGUE[name].passes
+    if stated == catalogue._SEARCH:
+        assert 10 < cost < 1 + 15 * (2 + 10) + 4  # what it could cost at worst
+    elif stated == catalogue._RADIUS:
+        assert (cost - 5) % 13 == 0 and 30 < cost < 5 + 15 * 13  # the loss, a gradient, and 13 a radius
+    elif stated == catalogue._LANCZOS:
+        assert 60 < cost < 3 + 6 * 79  # as many products as parameters would be all of the matrix
+    elif name == "transitions":  # an ellipse a 64 samples
+        assert cost == 256 / 40
+    elif stated == 11:  # 1 + the number of classes
+        assert cost == 4
+    else:
+        assert cost == stated
+
+
+def test_a_negative_margin_is_refused_with_the_reason(measured):
+    network, initial, inputs, labels, table = measured
+    wrong = evaluate(network, (inputs, (labels + 1) % 3), initial=initial)
+    divided = [name for name, measure in CATALOGUE.items() if "margin" in measure.needs]
+    assert wrong.loc[divided, "value"].isna().all()
+    assert wrong.loc[divided, "reason"].str.contains("margin is -.*misclassified").all()
+    assert wrong.loc["flatness", "reason"].startswith("network: it is wrong on 100%")
+    free = [name for name in FREE if "data" not in CATALOGUE[name].needs]
+    np.testing.assert_array_equal(wrong.loc[free, "value"], table.loc[free, "value"])
+
+
+def test_what_lacks_the_start_or_the_run_says_so(measured):
+    network, _, inputs, labels, table = measured
+    alone = evaluate(network, (inputs, labels))
+    lacking = {
+        need: [name for name, measure in CATALOGUE.items() if need in measure.needs]
+        for need in ("initial", "first_epoch", "run")
+    }
+    for need, names in lacking.items():
+        assert alone.loc[names, "reason"].str.startswith(f"{need} is missing").all()
+    others = [name for name in CATALOGUE if not any(name in names for names in lacking.values())]
+    assert (alone.loc[others, "reason"] == "").all()
+    assert table.loc["steps", "reason"].startswith("run is missing")
+
+
+def test_a_run_brings_its_start(measured):
+    _, _, inputs, labels, _ = measured
+    dataset = Dataset(inputs.float(), labels, inputs.float(), labels, ("a", "b", "c"))
+    run = fit(dense((5, 6, 4, 3), dtype=torch.float32), dataset, lr=0.05, batch_size=8, stop=Stop(steps=7))
+    table = evaluate(run.module, dataset, run=run, names=["steps", "l2_distance"])
+    expected = nn.utils.parameters_to_vector(run.module.parameters()) - nn.utils.parameters_to_vector(
+        run.initial.parameters()
+    )
+    assert table.loc["steps", "value"] == 7
+    assert table.loc["l2_distance", "value"] == pytest.approx(expected.norm().item(), rel=1e-6)
+
+
+def test_steps_are_counted_to_the_first_check_below(measured):
+    network, initial, inputs, labels, _ = measured
+    history = pd.DataFrame({"step": [10, 20, 30, 40, 50], "loss": [0.9, 0.1, 0.2, 0.01, 0.02]})
+    run = Run(network, initial, history, True, 50, 1.0)
+    table = evaluate(network, (inputs, labels), run=run, names=["steps", "first_steps", "last_steps"])
+    assert table["value"].tolist() == [50, 20, 20]
+    far = replace(run, history=history[:3])
+    table = evaluate(network, (inputs, labels), run=far, names=["first_steps", "last_steps"])
+    assert table.loc["first_steps", "value"] == 20
+    assert table.loc["last_steps", "reason"] == "run: its training loss never fell to 0.01; train it further"
+
+
+def test_a_loader_is_read_whole(measured):
+    network, _, inputs, labels, table = measured
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=7)
+    found = evaluate(network, loader, names=["cross_entropy", "inverse_margin"])
+    np.testing.assert_allclose(found["value"], table.loc[found.index, "value"], rtol=1e-12)
+
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def test_an_unknown_layer_leaves_what_needs_no_layers(measured):
+    network, _, inputs, labels, _ = measured
+    odd = nn.Sequential(*copy.deepcopy(network), Scale().double())
+    table = evaluate(odd, (inputs, labels))
+    layered = [n for n, m in CATALOGUE.items() if "layers" in m.needs and "initial" not in m.needs]
+    assert table.loc[layered, "reason"].str.contains("is of type Scale.*register_norm").all()
+    kept = ["parameters", "l2", "inverse_margin", "cross_entropy", "flatness", "hessian_trace"]
+    assert table.loc[kept, "value"].notna().all()
+
+
+def test_refusals(measured):
+    network, _, inputs, labels, _ = measured
+    with pytest.raises(ValueError, match=r"names holds 'flatnes'.*did you mean flatness"):
+        evaluate(network, (inputs, labels), names=["flatnes"])
+    with pytest.raises(ValueError, match="labels"):
+        evaluate(network, (inputs, labels + 3))
+    with pytest.raises(ValueError, match="inputs is empty"):
+        evaluate(network, (inputs[:0], labels[:0]))
+    with pytest.raises(ValueError, match=r"BatchNorm in training mode.*eval"):
+        evaluate(nn.Sequential(network, nn.BatchNorm1d(3).double()), (inputs, labels))
+    with pytest.raises(ValueError, match="initial has other parameters"):
+        raise_reason(evaluate(network, (inputs, labels), initial=dense((5, 3)), names=["l2_distance"]))
+
+
+def raise_reason(table):
+    raise ValueError(table["reason"].iloc[0])
