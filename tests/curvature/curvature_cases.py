@@ -129,8 +129,6 @@ PIECEWISE_LINEAR = {
         seed,
     ),
 }
-
-
 SMOOTH = {
     "tanh": lambda seed=0: made(lambda: models.mlp(4, 3, width=5, activation="tanh"), (4,), seed),
     "layer norm": lambda seed=0: made(lambda: models.mlp(4, 3, width=5, normalization="layer"), (4,), seed),
