@@ -271,6 +271,12 @@ def _path(text: str) -> Path:
 
 def main(arguments: Sequence[str]) -> None:
     """Do what the command line says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SAWarning)  # of nbgrader's own queries
+        _run(_options(arguments))
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="assignments.py")
     commands = parser.add_subparsers(dest="command", required=True)
     for command in ("release", "demo"):
@@ -282,8 +288,10 @@ def main(arguments: Sequence[str]) -> None:
     grading.add_argument("--overlay", type=_path)
     grading.add_argument("--timeout", type=int, default=TIMEOUT)
     commands.add_parser("totals").add_argument("course", type=_path)
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
 
+
+def _run(options: argparse.Namespace) -> None:
     if options.command == "release":
         release(sheets(options.name), HOME / "release")
     elif options.command == "demo":
@@ -305,7 +313,6 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", category=SAWarning, module=r"nbgrader\.")  # of its own queries
     try:
         main(sys.argv[1:])
     except ValueError as error:

@@ -16,6 +16,7 @@ from genlib.data.streams import StreamedImages
 
 __all__ = ["load"]
 
+IMAGENET_PIXELS = 299  # a side, as Inception V3 takes them
 EASY_PARITY = 5  # samples a dimension: at 3.3 a flat network with biases fails, at 6.7 it does not
 
 
@@ -112,8 +113,9 @@ def _load_folders(name, train, test, seed, root) -> Dataset:
     from genlib.data import files
 
     paths, labels, test_paths, test_labels, classes = files.read_folders(root)
-    images, labels = _drawn(name, "train", StreamedImages(paths), labels, train, seed)
-    test_images, test_labels = _drawn(name, "test", StreamedImages(test_paths), test_labels, test, seed)
+    size = scale.DRY_PIXELS if scale.dry_run() else IMAGENET_PIXELS
+    images, labels = _drawn(name, "train", StreamedImages(paths, size), labels, train, seed)
+    test_images, test_labels = _drawn(name, "test", StreamedImages(test_paths, size), test_labels, test, seed)
     history = (f"samples drawn (seed {seed})", "channels standardised")
     return Dataset(images, labels, test_images, test_labels, classes, name, history)
 

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 
-__all__ = ["guide_faults", "notebook_faults", "output_faults", "page_faults", "site_faults"]
+__all__ = ["built_pages", "guide_faults", "notebook_faults", "output_faults", "page_faults", "parsed", "site_faults"]
 
 HIDDEN = {"hide-input", "hide-cell", "remove-cell"}
 TAGS = HIDDEN | {"hide-output"}
@@ -67,9 +68,19 @@ def output_faults(notebook: NotebookNode) -> Iterator[str]:
                 yield from (f"cell {number}: {fault}" for fault in _figure_faults(cell))
 
 
-def page_faults(html: str) -> Iterator[str]:
+def built_pages(site: Path) -> list[Path]:
+    """The pages of the built book, in order."""
+    return sorted((site / "chapters").rglob("*.html"))
+
+
+@cache
+def parsed(path: Path) -> BeautifulSoup:
+    """A built page, read once: its readers leave it as it is."""
+    return BeautifulSoup(path.read_text("utf-8"), "html.parser")
+
+
+def page_faults(page: BeautifulSoup) -> Iterator[str]:
     """What is wrong with one built page by itself."""
-    page = BeautifulSoup(html, "html.parser")
     for address in _loaded(page):
         if urlsplit(address).netloc:
             yield f"loads {address} from another host"
@@ -79,9 +90,8 @@ def page_faults(html: str) -> Iterator[str]:
     article = page.find("article") or page
     if article.find(class_="stderr"):
         yield "output on stderr"
-    for verbatim in article.find_all(["pre", "code", "script", "style"]):
-        verbatim.decompose()
-    if "$$" in article.get_text():
+    verbatim = ["pre", "code", "script", "style"]
+    if "$$" in "".join(text for text in article.find_all(string=True) if not text.find_parent(verbatim)):
         yield "literal dollar signs in place of a formula"
 
 
@@ -92,7 +102,7 @@ def site_faults(root: Path) -> Iterator[str]:
             if urlsplit(address).netloc:
                 yield f"{path.relative_to(root)}: loads {address} from another host"
     files = [path for path in root.rglob("*.html") if "_static" not in path.parts]
-    pages = {path.resolve(): BeautifulSoup(path.read_text("utf-8"), "html.parser") for path in files}
+    pages = {path.resolve(): parsed(path) for path in files}
     anchors = {path: {tag["id"] for tag in page.find_all(id=True)} for path, page in pages.items()}
     for path, page in pages.items():
         for address in sorted({link["href"] for link in page.find_all("a", href=True)}):

@@ -46,8 +46,7 @@ def _grade(folder, submissions, name, *options):
         path = folder / "submitted" / student / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content if isinstance(content, str) else nbformat.writes(content), "utf-8")
-    done = _run("grade", folder / "submitted", folder / "course", "--name", name, *options)
-    assert done.returncode == 0, done.stderr
+    main(["grade", *map(str, [folder / "submitted", folder / "course", "--name", name, *options])])
     return pd.read_csv(folder / "course/grades.csv", index_col="student", keep_default_na=False)
 
 
