@@ -1,4 +1,7 @@
-"""Curvature: the Hessian of the training loss, its products, eigenvalues, trace, norm and density; gradient noise."""
+"""How does the loss bend in the weights? Explained in chapter 5, "Basins of attraction", and used in chapters 3 and 6.
+
+The Hessian of the training loss: its products, eigenvalues, trace, norm and density; the noise of gradients.
+"""
 
 from genlib.curvature.density import spectral_density
 from genlib.curvature.eigenvalues import gauss_newton_eigenvalues, top_eigenvalues

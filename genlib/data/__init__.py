@@ -1,4 +1,7 @@
-"""Data sets as tensors on a device, and what the papers do to them."""
+"""Data sets as tensors on a device, and what the papers do to them. Used from chapter 1, "Memorization", on.
+
+Data by name, corrupted labels and pixels; `genlib.data.augment` holds changes of minibatches.
+"""
 
 from genlib.data.corruptions import (
     attack_set,

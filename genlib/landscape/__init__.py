@@ -1,4 +1,7 @@
-"""The loss away from a network: on lines and planes through several, on random planes, and how far its basin goes."""
+"""What does the loss look like away from a network? Explained in chapter 5, "Basins of attraction".
+
+The loss on lines and planes through several networks, on random planes, and how far a basin goes.
+"""
 
 from genlib.landscape.basins import BasinRadius, basin_radius
 from genlib.landscape.grids import Surface

@@ -1,4 +1,8 @@
-"""The papers' architectures, each with its published number of parameters, drawn from a seed."""
+"""The papers' architectures, each with its published number of parameters, drawn from a seed.
+
+Chapter 1, "Memorization", trains most of them and builds memorizing networks; chapter 6, "Flatness counterexamples",
+builds the flattest.
+"""
 
 from genlib.models.builders import build
 from genlib.models.convolutional import inception_v3, network_in_network, small_alexnet, small_inception, vgg

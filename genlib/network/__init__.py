@@ -1,4 +1,9 @@
-"""A module as a pure function of its parameters, alone or in a stack. All of torch.func and torch.fx is here."""
+"""The ground: a module as a pure function of its parameters, with what it does and what it loses.
+
+Every measure begins here: `Network.of` reads a module once, `Objective` (in `network/objective.py`) makes a mean loss
+of it and the data. All rooms stand on this one, and may import its files one by one. Chapters 2 and 3 build by hand
+what these hold.
+"""
 
 from genlib.network.functional import (
     Network,

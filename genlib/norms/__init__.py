@@ -1,4 +1,7 @@
-"""Norms of layers and their products, exact operator norms of convolutions, path norms, distances from the start."""
+"""How large are a network's layers, and what do their sizes bound? Explained in chapter 2, "Norms and margins".
+
+Norms of layers and their products, exact operator norms of convolutions, path norms, distances from the start.
+"""
 
 from genlib.norms.layers import (
     conv_norm,

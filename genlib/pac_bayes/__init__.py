@@ -1,4 +1,7 @@
-"""PAC-Bayes: divergences, bounds that hold, and the noise that a network bears."""
+"""What error does noise on the weights certify? Explained in chapter 3, "Sharpness and PAC-Bayes".
+
+Divergences, bounds that hold, and the noise that a network bears.
+"""
 
 from genlib.pac_bayes.bounds import PacBayesBound, pac_bayes_bound
 from genlib.pac_bayes.curves import SharpnessKL, sharpness_kl

@@ -1,4 +1,7 @@
-"""Which measures rank networks as their gaps do: over all pairs, along each axis, given axes, in every environment."""
+"""Which measures rank networks as their gaps do? Explained in chapter 7, "Predicting generalization".
+
+Over all pairs, along each axis, given axes, in every environment.
+"""
 
 from genlib.ranking.correlations import Kendall, granulated_kendall, kendall, pooled_kendall
 from genlib.ranking.information import conditional_mutual_information

@@ -1,4 +1,7 @@
-"""Sensitivity to the input: Jacobian norms, and how often a network changes its linear piece along a path."""
+"""How strongly do outputs hang on inputs? Explained in chapter 4, "Sensitivity".
+
+Norms of the input-output Jacobian, and how often a network changes its linear region along a path.
+"""
 
 from genlib.sensitivity.jacobians import jacobian_norms, mean_squared_jacobian_norm
 from genlib.sensitivity.paths import ellipse, random_ellipses, translation_loop

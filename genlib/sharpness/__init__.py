@@ -1,4 +1,6 @@
-"""Sharpness: how much the training loss rises when the weights move, on average or at worst."""
+"""How much does the loss rise when the weights move, on average or at worst? Explained in chapter 3, "Sharpness and
+PAC-Bayes".
+"""
 
 from genlib.network.objective import Objective
 from genlib.sharpness.expected import ExpectedSharpness, expected_sharpness
