@@ -1,11 +1,12 @@
 """The peak of the memory that a kernel takes, and what each is allowed: so many times the parameters, and a chunk."""
 
+from collections.abc import Iterator
+
 import torch
 from kernels import SHAPE, convolutional, kernels
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 __all__ = ["BOUNDS", "Live", "entries", "measured", "peak"]
 
@@ -51,18 +52,29 @@ class Live(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.living: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
+        self.made: dict[int, tuple[StorageWeakRef, int]] = {}  # some of them dead by now
+        self.total = self.peak = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        given = {storage._cdata for storage in _storages((args, kwargs))}
         output = function(*args, **(kwargs or {}))
-        for storage in (t.untyped_storage() for t in tree_leaves(output) if isinstance(t, Tensor)):
+        for storage in _storages(output):
             if storage._cdata not in given:
-                self.living[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.living = {key: kept for key, kept in self.living.items() if not kept[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.living.values()))
+                self.total += storage.nbytes() - self.made.get(storage._cdata, (None, 0))[1]
+                self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        if self.total > self.peak:  # only then does it matter which of them are dead
+            self.made = {key: kept for key, kept in self.made.items() if not kept[0].expired()}
+            self.total = sum(size for _, size in self.made.values())
+            self.peak = max(self.peak, self.total)
         return output
+
+
+def _storages(tree) -> Iterator[UntypedStorage]:
+    if isinstance(tree, Tensor):
+        yield tree.untyped_storage()
+    elif isinstance(tree, tuple | list | dict):
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            yield from _storages(part)
 
 
 def peak(function, *arguments) -> int:
