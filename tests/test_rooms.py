@@ -1,6 +1,7 @@
 """The rooms of genlib: who may import whom, what the face of a wing is, and that each kind of fault is found."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -51,14 +52,19 @@ def faults(sources: dict[str, str]) -> list[str]:
 def imported(source: str, sources: dict[str, str]) -> set[str]:
     """The files of genlib that a source imports, at its top or within a function."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in _import_nodes(source):
         if isinstance(node, ast.Import):
             found |= {alias.name.removeprefix("genlib.") for alias in node.names if alias.name.startswith("genlib.")}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "genlib":
+        elif (node.module or "").split(".")[0] == "genlib":
             module = node.module.removeprefix("genlib").removeprefix(".")
             names = (f"{module}.{alias.name}".removeprefix(".") for alias in node.names)
             found |= {name if name in sources else module for name in names}
     return found
+
+
+@functools.cache  # each fault is planted in one file of many
+def _import_nodes(source: str) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def _faults_of_a_face(name: str, source: str, sources: dict[str, str]) -> Iterator[str]:
@@ -101,7 +107,7 @@ def test_every_floor_s_rooms_are_there(sources):
 
 @pytest.mark.parametrize("name", ["__init__", "book"])
 def test_what_all_pass_through_imports_nothing(sources, name):
-    assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(ast.parse(sources[name])))
+    assert _import_nodes(sources[name]) == []
 
 
 @pytest.mark.parametrize(
