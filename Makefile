@@ -32,7 +32,7 @@ export HOME := $(CURDIR)/build/home
 $(shell mkdir -p build/home)
 endif
 
-.PHONY: help book test test-all lint unit dry-runs lab bench record assignments grade-demo grade totals repository clean always
+.PHONY: help book test test-all lint unit fresh pages meanwhile dry-runs lab bench record assignments grade-demo grade totals repository clean always
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
@@ -47,7 +47,7 @@ book: $(VENV)/.installed  ## run every chapter and leave the book in _build/html
 
 test: $(VENV)/.installed lint  ## everything that gates a change: lint, unit tests, chapters, a fresh book, its pages
 	@$(ALONE) fresh
-	@$(ALONE) -j2 $(IN_TURN) unit pages dry-runs SCALES=$(LARGER) NBMAKE_OPTIONS="$(TOGETHER)" \
+	@$(ALONE) -j2 $(IN_TURN) pages meanwhile SCALES=$(LARGER) NBMAKE_OPTIONS="$(TOGETHER)" \
 	    GENLIB_CACHE="$(CURDIR)/build/empty-cache"
 
 test-all: test  ## `test`, every notebook as on Colab, every scale, and the claims on five fresh blocks of seeds
@@ -68,6 +68,11 @@ unit: $(VENV)/.installed
 
 fresh:
 	rm -rf build/book _build/.complete build/empty-cache
+
+# While the chapters run, the book is built and its pages are looked at.
+meanwhile:
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory dry-runs
 
 pages: _build/.complete
 	$(BIN)/pytest $(TOGETHER) tests/book/test_pages.py tests/book/test_browser.py

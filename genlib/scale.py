@@ -1,4 +1,4 @@
-"""The book's knobs: how large, from which seed, on which device. The only module that reads the environment."""
+"""The book's knobs: how large, from which seed, on which device. They are read from the environment here alone."""
 
 import hashlib
 import os

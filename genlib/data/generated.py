@@ -1,4 +1,4 @@
-"""The generator of MNIST-1D, of Greydanus, Scaling down deep learning, 2020."""
+"""Data made from a seed: MNIST-1D (Greydanus, Scaling down deep learning, 2020), and the parity of coordinates."""
 
 import math
 from functools import cache

@@ -1,4 +1,4 @@
-"""The sum over all paths of a network, one node of its graph after the other."""
+"""Path norms: the sum over all paths of a network, one node of its graph after the other."""
 
 import operator
 from collections.abc import Callable
