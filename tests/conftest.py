@@ -1,5 +1,6 @@
 """One thread, no knobs from outside, an own cache, the same random examples every time."""
 
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -10,11 +11,13 @@ import torch
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+_CACHES = itertools.count()
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first: begun last, it would run alone."""
-    items.sort(key=lambda item: item.path.stem != "test_colab")
+    """The longest first: begun last, they would run alone, and those of `test_sweep` each start workers of its own."""
+    longest = ["test_colab", "test_sweep"]
+    items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,7 +29,8 @@ def _one_thread():
 def _knobs(monkeypatch, tmp_path_factory):
     for name in [name for name in os.environ if name.startswith("GENLIB_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("GENLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
+    # A folder that is made when it is asked for: few tests do, and making it takes longer than most tests.
+    monkeypatch.setenv("GENLIB_CACHE", str(tmp_path_factory.getbasetemp() / f"cache-{next(_CACHES)}"))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from measures_cases import dense, inputs_of, own_labels
 from genlib.measures import evaluate
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def measured():
     """A network, its start, data, and the table of all that is drawn from no generator."""
     network, initial = dense((5, 6, 4, 3)), dense((5, 6, 4, 3), seed=9)

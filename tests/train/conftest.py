@@ -5,7 +5,7 @@ import pytest
 from genlib import data, models
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def digits():
     return data.load("digits", train=200, test=50, seed=3)
 
