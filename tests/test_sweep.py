@@ -65,21 +65,33 @@ def test_a_result_whose_file_is_broken_is_computed_again(tmp_path):
     assert len(sweep.run(drawn, GRID, cache=tmp_path, workers=1)) == 12
 
 
+KILLED_AND_RUN_AGAIN = """
+import os, pathlib, sys
+from genlib import sweep
+from tasks import fatal_once
+
+def again():
+    grid = {"folder": [sys.argv[1]], "task": range(6)}
+    return sweep.run(fatal_once, grid, cache=sys.argv[1], workers=1)["again"]
+
+if (child := os.fork()) == 0:
+    again()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(*sorted(path.name for path in pathlib.Path(sys.argv[1]).glob("task-*")))
+print(*again())
+"""
+
+
 def test_a_killed_sweep_loses_only_what_was_in_flight(tmp_path):
     """Its third task kills it, without a chance to clean up; the tasks run in the process of the sweep itself."""
-    source = (
-        "import sys; from tasks import fatal_once; from genlib import sweep\n"
-        "grid = {'folder': [sys.argv[1]], 'task': range(6)}\n"
-        "print(*sweep.run(fatal_once, grid, cache=sys.argv[1], workers=1)['again'])"
-    )
     places = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"}
-    command = [sys.executable, "-c", source, str(tmp_path)]
-    killed = subprocess.run(command, env=places, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert {path.name for path in tmp_path.glob("task-*")} == {"task-0", "task-1", "task-2"}
-    second = subprocess.run(command, env=places, check=True, capture_output=True, text=True)
+    command = [sys.executable, "-c", KILLED_AND_RUN_AGAIN, str(tmp_path)]
+    run = subprocess.run(command, env=places, check=True, capture_output=True, text=True)
+    killed, marks, second = run.stdout.splitlines()
+    assert int(killed) == -signal.SIGKILL
+    assert marks.split() == ["task-0", "task-1", "task-2"]
     # Had it run again, a finished task would have found its own mark.
-    assert second.stdout.split() == ["False", "False", "True", "False", "False", "False"]
+    assert second.split() == ["False", "False", "True", "False", "False", "False"]
 
 
 @pytest.fixture(scope="module")
