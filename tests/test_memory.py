@@ -52,8 +52,7 @@ def test_memory_does_not_grow_with_chunks(name, monkeypatch):
     monkeypatch.setattr(objective, "samples_at_once", lambda *_: 24)
     network, initial, inputs, labels = case("convolutional")
     few, many = (
-        peak(BY_CHUNKS[name], network, initial, inputs.repeat(times, 1, 1, 1), labels.repeat(times))
-        for times in (2, 5)
+        peak(BY_CHUNKS[name], network, initial, inputs.repeat(times, 1, 1, 1), labels.repeat(times)) for times in (2, 5)
     )
     numbers_a_sample = 8  # of four bytes: results and logits, one number each, or one a layer
     assert many - few <= 4 * numbers_a_sample * (5 - 2) * len(labels)
