@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cases import Residual, Untraceable, rescaled, unchanged
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -100,6 +100,7 @@ def test_no_gradient_gives_an_infinite_margin_and_never_nan():
     assert margins.layer_margins(module, torch.zeros(1, 2), torch.tensor([0]))[0].tolist() == [0.0]
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 99), c=st.floats(0.1, 10))
 def test_margins_scale_and_rescaled_units_keep_them(seed, c):
     module, inputs, labels = case("dense", seed)

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optimizers_cases import double, loss_of, sam_gradient
 from torch import nn
@@ -76,6 +76,7 @@ def test_sam_is_its_definition_in_fit_and_in_a_loop_of_ones_own(parity, base, ad
     assert distance(run.module, reference) < 1e-12
 
 
+@settings(max_examples=25)
 @given(st.lists(st.floats(0.2, 5), min_size=6, max_size=6))
 def test_no_rescaling_of_the_units_changes_the_adaptive_ascent(factors):
     dataset, c = double(data.load("parity", train=10, test=5, dimension=4, seed=0)), torch.tensor(factors).double()

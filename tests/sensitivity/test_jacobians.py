@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from cases import CASES, HostReads, Untraceable, drawn, unchanged
-from hypothesis import given
+from hypothesis import given, settings
 from sensitivity_cases import OUTPUTS, Functional, convolutional, dense, normal
 from torch import nn
 from torch.func import jacrev, vmap
@@ -65,6 +65,7 @@ def test_the_square_is_what_small_noise_on_the_input_does_on_average():
     torch.testing.assert_close(squares / epsilon, jacobian_norms(module, inputs).square(), rtol=0.05, atol=0)
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.floats(0.01, 30), st.sampled_from(list(MATRIX)))
 def test_softmax_at_least_halves_the_norm(seed, scale, norm):
     module, inputs = dense(seed % 7), scale * normal(5, 3, seed=seed)
@@ -72,6 +73,7 @@ def test_softmax_at_least_halves_the_norm(seed, scale, norm):
     assert (found["probabilities"] <= found["logits"] / 2 * (1 + 1e-12)).all()
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.sampled_from(list(OUTPUTS)), st.sampled_from(list(MATRIX)))
 def test_turning_the_inputs_changes_nothing(seed, of, norm):
     module, inputs = dense(seed % 7), normal(5, 3, seed=seed)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import Untraceable, unchanged
-from hypothesis import given
+from hypothesis import given, settings
 from sensitivity_cases import PIECEWISE, convolutional, dense, normal
 from torch import nn
 
@@ -110,6 +110,7 @@ def test_a_stack_counts_for_each_network():
     assert transitions(Network.stack(modules[:1]), paths[0]).shape == (1, 10)
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.sampled_from(PIECEWISE))
 def test_more_points_never_miss_what_fewer_have_seen(seed, activation):
     module, (a, b, c) = dense(seed % 5, activation=activation), 4 * normal(3, 3, seed=seed)
