@@ -55,10 +55,13 @@ def doubled(module):
 
 
 def kernels(draws=8, steps=3):
-    """Every public kernel, called on a network, its start, inputs and labels."""
+    """Every public kernel, and every row of the catalogue, called on a network, its start, inputs and labels."""
     drawn = {"scale": 0.05, "draws": draws}
-    return {
-        **{name: lambda n, s, x, y, name=name: evaluate(n, (x, y), initial=s, names=[name]) for name in CATALOGUE},
+    by_name = {
+        "operator_frobenius_norms": lambda n, s, x, y: norms.operator_frobenius_norms(n, input_shape=SHAPE),
+        "log_path_norm": lambda n, s, x, y: norms.log_path_norm(n, input_shape=SHAPE),
+        "log_spectral_complexity": lambda n, s, x, y: norms.log_spectral_complexity(n, s, input_shape=SHAPE),
+        "log_frobenius_complexity": lambda n, s, x, y: norms.log_frobenius_complexity(n, s, input_shape=SHAPE),
         "frobenius_norms": lambda n, s, x, y: norms.frobenius_norms(n),
         "group_norms": lambda n, s, x, y: norms.group_norms(n, 2, 1),
         "spectral_norms": lambda n, s, x, y: norms.spectral_norms(n, input_shape=SHAPE),
@@ -110,6 +113,8 @@ def kernels(draws=8, steps=3):
             n, x, y, increase=0.1, directions=draws, filter_normalized=True
         ),
     }
+    rows = {name: lambda n, s, x, y, name=name: evaluate(n, (x, y), initial=s, names=[name]) for name in CATALOGUE}
+    return {f"row {name}" if name in by_name else name: call for name, call in rows.items()} | by_name
 
 
 NETWORKS = {"dense": dense, "convolutional": convolutional}

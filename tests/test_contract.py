@@ -1,5 +1,7 @@
 """What every kernel promises: it leaves everything as it was, stays on the device, and reads the host a few times."""
 
+import inspect
+
 import jaxtyping
 import pytest
 import torch
@@ -7,7 +9,7 @@ from cases import HostReads
 from kernels import NETWORKS, case, data, kernels
 from torch import nn
 
-from genlib import pac_bayes
+from genlib import curvature, landscape, margins, norms, optimizers, pac_bayes, sensitivity, sharpness
 from genlib.network import Network
 from genlib.sharpness import Objective
 
@@ -31,6 +33,20 @@ def same(a, b):
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return a == b
+
+
+def test_every_public_kernel_is_tried():
+    rooms = (norms, margins, landscape, sensitivity, curvature, sharpness, pac_bayes, optimizers)
+    public = {name: getattr(room, name) for room in rooms for name in room.__all__}
+    first = {
+        name: next(iter(inspect.signature(function).parameters))
+        for name, function in public.items()
+        if inspect.isfunction(function)
+    }
+    taken = {name for name, argument in first.items() if argument in ("network", "start", "origin")}
+    no_measures = {"layer_names", "layer_outputs", "filter_normalized_directions"}
+    of_dense_layers_alone = {"breakpoints"}
+    assert taken - set(kernels()) == no_measures | of_dense_layers_alone
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

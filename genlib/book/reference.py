@@ -18,12 +18,15 @@ def reference(module_name: str) -> str:
     """What the module says of itself, then a section for each of its public functions and classes."""
     module = importlib.import_module(f"genlib.{module_name}")
     members = {name: getattr(module, name) for name in module.__all__}
-    members = {name: member for name, member in members.items() if isinstance(member, FunctionType | type)}
+    others = [name for name, member in members.items() if not isinstance(member, FunctionType | type)]
+    members = {name: member for name, member in members.items() if name not in others}
     signatures = _formatted([_signature(member) for member in members.values()])
     parts = [_prose(module.__doc__)]
     for (name, member), signature in zip(members.items(), signatures, strict=True):
         parts += [f"### `{module_name}.{name}`", f"```python\n{signature}\n```", _prose(inspect.getdoc(member))]
         parts += [_method(name, *of) for of in vars(member).items()] if isinstance(member, type) else []
+    if others:
+        parts.append(f"Besides: {', '.join(f'`{module_name}.{name}`' for name in others)}.")
     return "\n\n".join(part for part in parts if part)
 
 

@@ -36,7 +36,7 @@ class Measure:
     `passes` is the cost in forward passes over the data when nothing is shared. `invariances`: what may be done to the
     network alone, its start left as it is, without a change: every layer times a constant; one layer times a constant
     and the next divided by it; the same for single neurons; the neurons of a layer in another order. `compute` takes
-    what the measures of one network share (`network`, `objective`, `frobenius`, …: see `measures/searches.py`).
+    what the measures of one network share: the quantities of `measures/quantities.py`, the searches of `searches.py`.
     """
 
     name: str

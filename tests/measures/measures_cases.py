@@ -14,7 +14,12 @@ CLIMBED = {"keskar_sharpness", "worst_case_sharpness"}  # by an ascent from a pl
 SPECTRAL = {"top_eigenvalue", "log_volume", "hessian_norm"}  # to the tolerance of Lanczos' method
 OF_THE_RUN = {name for name, measure in CATALOGUE.items() if "run" in measure.needs}
 FREE = [name for name, measure in CATALOGUE.items() if measure.passes <= 1 and "run" not in measure.needs]
-LOOKED_UP = ["hessian_trace", "sam_sharpness", "input_margin", "jacobian_norm", "input_gradient", "gradient_variance"]
+BY_CHANCE = DRAWN | SEARCHED | CLIMBED | SPECTRAL | OF_THE_RUN
+LOOKED_UP = [  # exact, too, for more than one pass
+    name
+    for name, measure in CATALOGUE.items()
+    if measure.passes > 1 and name not in BY_CHANCE and "first_epoch" not in measure.needs
+]
 
 
 def dense(widths, seed=0, dtype=torch.float64):
