@@ -90,6 +90,8 @@ def flat(module):
     return nn.utils.parameters_to_vector(module.parameters()).detach()
 
 
+LOOKS = 4  # forward passes before a measurement: three at the door, over a few samples, and one to see the classes
+
 CASES = {
     "dense": lambda seed=0: (dense(seed), *data(seed)),
     "residual": lambda seed=0: (residual(seed), *data(seed, shape=(3, 4, 4))),

@@ -12,8 +12,10 @@ from torch import Tensor
 from genlib import margins, norms, sensitivity
 from genlib.estimates import Estimate
 from genlib.network import Network, Params
+from genlib.network.door import Entangled
 from genlib.network.losses import sample_losses
 from genlib.network.objective import Objective, require_finite, seeded_generator, start_of
+from genlib.network.precision import upcast_network
 from genlib.train import Run
 
 __all__ = ["Quantities", "once", "quantity", "total"]
@@ -63,8 +65,12 @@ class Quantities:
         run: Run | None = None,
         seed: int,
     ):
-        self.objective = Objective.of(network, inputs, labels)
-        self.network, self.weights, self.labels = network, self.objective.network.params, labels
+        try:
+            self._objective = Objective.of(network, inputs, labels)
+            self.network = self._objective.network  # which has passed the door
+        except Entangled as refusal:
+            self._objective, self.network = refusal, upcast_network(network)
+        self.weights, self.labels = self.network.params, labels
         self.input_shape, self.samples = tuple(inputs.shape[labels.dim() :]), labels.shape[-1]
         self._initial, self._first_epoch, self._run, self._seed = initial, first_epoch, run, seed
         self._found, self.passes = {}, 0.0
@@ -72,6 +78,13 @@ class Quantities:
     def number(self, value: float | int) -> Float[Tensor, ""]:
         """A number as a tensor beside the others."""
         return torch.tensor(float(value), dtype=torch.float64, device=self.labels.device)
+
+    @property
+    def objective(self) -> Objective:
+        """The mean loss over the data; refused where no loss hangs on one sample alone."""
+        if isinstance(self._objective, Entangled):
+            raise self._objective
+        return self._objective
 
     # The network
 
@@ -101,7 +114,7 @@ class Quantities:
     @quantity
     def displacement(self) -> Params:
         """w − w⁰."""
-        start = start_of(self.initial, self.objective.network)
+        start = start_of(self.initial, self.network)
         return {name: w - start[name] for name, w in self.weights.items()}
 
     @quantity

@@ -13,8 +13,9 @@ from genlib import curvature, pac_bayes, sharpness
 from genlib.estimates import Eigenpairs, Estimate, Maximum
 from genlib.measures.quantities import Quantities, once, quantity
 from genlib.network import Network, dense_steps
+from genlib.network.door import Entangled
 from genlib.network.losses import zero_one_loss
-from genlib.network.objective import start_of
+from genlib.network.objective import measurable, start_of
 from genlib.sharpness import deviations
 from genlib.sharpness.noise import Noise
 from genlib.train import Run
@@ -78,6 +79,8 @@ class Shared(Quantities):
         seed: int,
     ) -> "list[Shared]":
         """Those of a stack's networks, which share searches where that is faster."""
+        with contextlib.suppress(Entangled):  # each of them finds that again
+            network, _ = measurable(network, inputs, labels, None)
         whole = None
         if _faster_together(network):
             whole = cls(network, inputs, labels, initial=initial, seed=seed)
@@ -136,8 +139,9 @@ class Shared(Quantities):
 
     @quantity
     def gradient_variance(self) -> Float[Tensor, ""]:
+        found = curvature.gradient_variance(*self._data).double()
         self.passes += 3
-        return curvature.gradient_variance(*self._data).double()
+        return found
 
     @quantity
     def first_gradient_variance(self) -> Float[Tensor, ""]:
@@ -145,8 +149,9 @@ class Shared(Quantities):
         if self._first_epoch is None:
             raise ValueError("first_epoch is missing; give evaluate the network as it was after one epoch of training")
         start_of(self._first_epoch, self.objective.network)
+        found = curvature.gradient_variance(self._first_epoch, *self._data[1:]).double()
         self.passes += 3
-        return curvature.gradient_variance(self._first_epoch, *self._data[1:]).double()
+        return found
 
     @together
     def keskar(self) -> Maximum:
@@ -218,10 +223,15 @@ class Shared(Quantities):
 
     @staticmethod
     def _settled(found: Estimate, of: str, increase: float) -> Estimate:
+        if not found.converged and found.lower == 0:
+            raise ValueError(
+                f"network: the smallest change of the weights that is tried, {found.upper:.1g}, raises the {of} by "
+                f"more than {increase} already; many margins are next to zero, see margins.output_margins"
+            )
         if not found.converged:
             raise ValueError(
-                f"network: no deviation of the weights between {found.lower:.3g} and {found.upper:.3g} raises the "
-                f"{of} by {increase}; the network may be no better than chance on these data"
+                f"network: a change of the weights of {found.lower:.3g}, the largest that is tried, raises the {of} by "
+                f"less than {increase}; it may be no better than chance on these data, or hardly hang on its weights"
             )
         return found
 

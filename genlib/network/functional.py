@@ -23,6 +23,7 @@ class Network:
 
     `params` and `buffers` are the tensors of the module itself (copies in a stack), detached. `graph` is None where
     torch.fx can't trace the module: measures that need outputs alone still work. `size` is None for one network.
+    `admitted` once it has passed the door (`network/door.py`), which also finds whether it writes into its inputs.
     """
 
     module: nn.Module
@@ -31,6 +32,8 @@ class Network:
     graph: fx.Graph | None
     layers: tuple[Layer, ...]
     size: int | None = None
+    admitted: bool = False
+    writes_inputs: bool = False
 
     @classmethod
     def of(cls, module: "nn.Module | Network") -> "Network":
@@ -72,7 +75,10 @@ class Network:
         params = {name: nn.Parameter(p, requires_grad) for name, p in self.params.items()}
         originals = dict(self.module.named_buffers()) | dict(self.module.named_parameters())
         lent = self.buffers | params
-        return copy.deepcopy(self.module, {id(tensor): lent[name] for name, tensor in originals.items()})
+        module = copy.deepcopy(self.module, {id(tensor): lent[name] for name, tensor in originals.items()})
+        if self.writes_inputs:
+            module.register_forward_pre_hook(lambda _, inputs: tuple(x.clone() for x in inputs))
+        return module
 
     @functools.cached_property
     def _names(self) -> dict[str, str]:
@@ -97,6 +103,7 @@ class Network:
         Cost: one forward pass.
         """
         buffers = self.buffers if buffers is None else buffers
+        inputs = inputs.clone() if self.writes_inputs else inputs
         if self.size is None:
             return called(self.module, self._names, params | buffers, inputs)
         if (steps := dense_steps(self.module)) is not None:
@@ -142,7 +149,12 @@ def called(module: nn.Module, names: dict[str, str], tensors: Params, inputs: Te
     Left to itself torch.func also ties the names of a layer that stands there twice, and puts its weights back wrong.
     """
     lent = {alias: tensors[name] for alias, name in names.items() if name in tensors}
-    return functional_call(module, lent, (inputs,), tie_weights=False)
+    found = functional_call(module, lent, (inputs,), tie_weights=False)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"network: its output is a {type(found).__name__}; wrap it in a module that returns the logits alone"
+        )
+    return found
 
 
 def require_one_shape(modules: Sequence[nn.Module]) -> None:

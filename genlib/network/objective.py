@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from genlib.network.chunks import samples_at_once, side_by_side
+from genlib.network.door import admitted
 from genlib.network.functional import Network, Params
 from genlib.network.losses import Loss, SampleLoss, per_sample_loss, require_binary, sample_losses
 from genlib.network.precision import upcast, upcast_network
@@ -158,7 +159,8 @@ def measurable(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
     dtype = next((p.dtype for p in network.params.values() if p.is_floating_point()), upcast(inputs).dtype)
-    return network, inputs.detach().to(dtype) if inputs.is_floating_point() else inputs
+    inputs = inputs.detach().to(dtype) if inputs.is_floating_point() else inputs
+    return admitted(network, inputs, labels.dim() - 1), inputs
 
 
 def require_classes(logits: Tensor, labels: Tensor, size: int | None, *, at_least: int = 1) -> int:

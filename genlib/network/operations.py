@@ -59,10 +59,17 @@ class _Tracer(fx.Tracer):
 
 
 def traced(module: nn.Module) -> fx.Graph | None:
+    """What the module's forward does, or None where torch.fx can't follow it. Its buffers are left as they were."""
+    kept = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers() if not buffer.is_inference()]
     try:
         return _Tracer().trace(module)
     except Exception:  # fx raises whatever the module's own forward raises when it is fed proxies
         return None
+    finally:
+        with torch.no_grad():
+            for buffer, version, value in kept:
+                if buffer._version != version:
+                    buffer.copy_(value)
 
 
 def layers_of(module: nn.Module, graph: fx.Graph | None) -> tuple[Layer, ...]:

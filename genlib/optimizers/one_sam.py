@@ -97,7 +97,8 @@ class MeanSAM:
         names = aliases(self.module)
 
         def of_one(params: Params, x: Tensor) -> Tensor:
-            return called(self.module, names, params | buffers, x.unsqueeze(0)).squeeze(0)
+            # A clone, for an operation in place may not touch the sample, which passes twice.
+            return called(self.module, names, params | buffers, x.unsqueeze(0).clone()).squeeze(0)
 
         def along(params: Params, x: Tensor, slope: Tensor) -> Tensor:
             return (of_one(params, x) * slope).sum()
@@ -256,7 +257,7 @@ def _with_pullback(layer: nn.Module, x: Tensor) -> tuple[Tensor, Pullback]:
         return y, lambda g: torch.addcmul(g, y, (g * y).sum(-1, keepdim=True) * scaled, value=-1) * inverse
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        y = layer(x)
+        y = layer(x.clone() if getattr(layer, "inplace", False) else x)
     return y.detach(), lambda g: torch.autograd.grad(y, x, g)[0]
 
 

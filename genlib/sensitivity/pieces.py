@@ -73,7 +73,7 @@ def flips_along(network: Network, module: nn.Module, points: Tensor) -> Int[Tens
     `module` is a copy of the network's that shares its tensors. One forward pass.
     """
     walk = _Walk(module, network.graph, points)
-    walk.run(points.flatten(0, 1))
+    walk.run(points.flatten(0, 1).clone() if network.writes_inputs else points.flatten(0, 1))
     return walk.flips
 
 

@@ -1,6 +1,7 @@
 """Passes that are shared and counted, starts and runs, refusals that say why."""
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from genlib.data import Dataset
 from genlib.measures import CATALOGUE, catalogue, evaluate
+from genlib.measures.evaluation import _tensors
 from genlib.train import Run, Stop, fit
 
 
@@ -28,7 +30,7 @@ class Counting(nn.Sequential):
     calls = 0
 
     def forward(self, x):
-        Counting.calls += len(x) > 1  # the look at one sample that checks the data aside
+        Counting.calls += len(x) > 8  # the looks at a few samples that check the data and the network aside
         return super().forward(x)
 
 
@@ -89,7 +91,9 @@ def test_what_lacks_the_start_or_the_run_says_so(measured):
     for need, names in lacking.items():
         assert alone.loc[names, "reason"].str.startswith(f"{need} is missing").all()
     others = [name for name in CATALOGUE if not any(name in names for names in lacking.values())]
-    assert (alone.loc[others, "reason"] == "").all()
+    assert (alone.loc[others, "reason"] == "").drop("transitions").all()
+    assert alone.loc["transitions", "reason"].startswith("the standard error is unknown")  # of one ellipse
+    assert math.isfinite(alone.loc["transitions", "value"])
     assert table.loc["steps", "reason"].startswith("run is missing")
 
 
@@ -131,6 +135,24 @@ class Scale(nn.Module):
 
     def forward(self, x):
         return x * self.factor
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (None, "data is a NoneType"),
+        (torch.zeros(4, 5), "data is a Tensor"),
+        ((torch.zeros(4, 5), None), "data is a tuple of Tensor, NoneType"),
+        ((torch.zeros(4, 5).numpy(), torch.zeros(4).numpy()), "data is a tuple of ndarray, ndarray"),
+        (TensorDataset(torch.zeros(4, 5), torch.zeros(4)), "data is a TensorDataset"),
+        ([(torch.zeros(2, 5), torch.zeros(2))] * 2, "data is a list of tuple, tuple"),
+        (DataLoader([{"x": torch.zeros(5), "y": 1}] * 4), "a batch of the loader is a dict"),
+        (DataLoader([(torch.zeros(5), 1, 2)] * 4), "a batch of the loader is a list of Tensor, Tensor, Tensor"),
+    ],
+)
+def test_data_that_are_no_inputs_and_labels_are_refused(data, said):
+    with pytest.raises(ValueError, match=rf"^{said}; give two tensors, inputs and labels"):
+        _tensors(data)  # which `evaluate` calls; its own types are checked in tests
 
 
 def test_an_unknown_layer_leaves_what_needs_no_layers(measured):

@@ -1,0 +1,161 @@
+"""The check at the door: on a few samples, whether a forward pass is a function of the weights and of each sample."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from genlib.network.functional import Network
+
+__all__ = ["Entangled", "admitted"]
+
+_SAMPLES = 8
+_ALIKE = 1e-3  # of the largest output: what other sums in another order may change, and chance or neighbours exceed
+
+
+class Entangled(ValueError):
+    """The refusal of a network whose output at a sample hangs on the samples beside it: its weights can be measured."""
+
+
+def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
+    """The network, once its forward pass is seen to be a function of its weights and of each sample by itself.
+
+    A few samples, along `axis`, pass it twice together and once alone: two and a bit forward passes over eight of them,
+    and one host read; a network that was admitted passes again for nothing, and so does all on the meta device. One
+    that writes into its inputs gets a copy of every batch from now on, one that changes its buffers without a change of
+    its outputs copies of these, with a warning. ValueError: a forward pass that fails, gives no tensor, draws random
+    numbers, changes its outputs with its state, or takes weights that are no parameters of the module; `Entangled`.
+    """
+    if network.admitted or inputs.device.type == "meta":
+        return network
+    few = inputs.narrow(axis, 0, min(_SAMPLES, inputs.shape[axis]))
+    buffers = {name: buffer.clone() for name, buffer in network.buffers.items()}
+
+    def outputs(x: Tensor) -> Tensor:
+        return network.apply(network.params, x, buffers=buffers, inputs_of_each=axis == 1)
+
+    given = few.clone()
+    with _own_weights_tracked(network.module), torch.enable_grad():
+        first = _computed(outputs, given, network)
+        if first.requires_grad:
+            raise ValueError(_out_of_sight(network.module, first))
+    with torch.no_grad():
+        again = outputs(few.clone())
+        alone = _alone(outputs, few.narrow(axis, 0, 1).clone(), network.module)
+    samples = first.dim() - 2  # before the classes
+    changed = {name: ~_same(buffer, network.buffers[name]) for name, buffer in buffers.items()}
+    looks = [~_alike(first, again), ~_alike(first.narrow(samples, 0, 1), alone), ~_same(given, few), *changed.values()]
+    random, entangled, writes, *states = torch.stack(looks).tolist()  # the one host read
+    moved = [name for name, state in zip(changed, states, strict=True) if state]
+    if random and moved:
+        raise ValueError(
+            f"network: its forward pass changes {', '.join(moved)}, and its outputs with it; call module.eval() before "
+            "measuring, or keep the state as it is"
+        )
+    if random:
+        raise ValueError(
+            f"network: {_where_it_draws(network, few)} draws random numbers, so that a sample gives another output "
+            "each time; call module.eval() before measuring, or set its probability to 0"
+        )
+    if entangled:
+        raise Entangled(_entangled(network.module))
+    if moved:
+        warnings.warn(f"network: its forward pass changes {', '.join(moved)}; a copy is measured", stacklevel=2)
+        network = replace(network, buffers={name: buffer.clone() for name, buffer in network.buffers.items()})
+    return replace(network, admitted=True, writes_inputs=writes)
+
+
+@contextmanager
+def _own_weights_tracked(module: nn.Module) -> Iterator[None]:
+    """The module's own parameters ask for gradients in here: an output that hangs on them does so, too."""
+    frozen = [p for p in module.parameters() if p.is_floating_point() and not p.requires_grad and not p.is_inference()]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+
+
+def _computed(outputs: Callable[[Tensor], Tensor], x: Tensor, network: Network) -> Tensor:
+    try:
+        return outputs(x)
+    except Exception as error:  # whatever the module's own forward raises
+        said = (str(error).strip() or "no message").splitlines()[0]
+        if said.startswith("network: "):
+            raise
+        mend = "give inputs that the network takes in batches" if network.size is None else "measure its networks alone"
+        raise ValueError(
+            f"network: its forward pass fails on inputs of shape {tuple(x.shape)} and {x.dtype} "
+            f"({type(error).__name__}: {said}); {mend}"
+        ) from error
+
+
+def _alone(outputs: Callable[[Tensor], Tensor], one: Tensor, module: nn.Module) -> Tensor:
+    try:
+        return outputs(one)
+    except Exception as error:  # BatchNorm without running statistics, for one, has no variance of one sample
+        raise Entangled(_entangled(module)) from error
+
+
+def _entangled(module: nn.Module) -> str:
+    at_hand = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None
+    ]
+    by = f"{', '.join(at_hand)} normalizes by the batch at hand" if at_hand else "its forward pass mixes samples"
+    return (
+        f"network: {by}, so that the output at a sample hangs on the samples beside it and only the weights can "
+        "be measured; give it fixed statistics (track_running_stats=True), or take the mean over samples out of it"
+    )
+
+
+def _alike(one: Tensor, other: Tensor) -> Tensor:
+    apart, largest = (one - other).abs(), one.abs().amax() if one.numel() else one.new_zeros(())
+    return (apart.nan_to_num(0, 0, 0) <= _ALIKE * largest.nan_to_num(0, 0, 0) + torch.finfo(one.dtype).tiny).all()
+
+
+def _same(one: Tensor, other: Tensor) -> Tensor:
+    return ((one == other) | (one != one) & (other != other)).all()
+
+
+def _out_of_sight(module: nn.Module, output: Tensor) -> str:
+    own = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(output.sum(), list(own.values()), allow_unused=True) if own else ()
+    names = ", ".join(name for name, gradient in zip(own, found, strict=True) if gradient is not None)
+    what = f"{names} past the module's own attributes" if names else "weights that are no parameters of it"
+    return (
+        f"network: its forward pass takes {what}, as from a list, a dict or a closure, where no measure can move them; "
+        "hold layers in nn.ModuleList or nn.ModuleDict, and take their weights as self.layer.weight"
+    )
+
+
+def _where_it_draws(network: Network, inputs: Tensor) -> str:
+    """The first module whose outputs differ between two passes, or before which they do."""
+    module, met = network.each[0].shared_copy(), []
+    for name, part in module.named_modules():
+        if name and not list(part.children()):
+            part.register_forward_hook(lambda part, x, y, name=name: met.append((name, type(part).__name__, x, y)))
+    passes = []
+    with torch.no_grad():
+        for _ in range(2):
+            met.clear()
+            module(inputs[0].clone() if network.size is not None and inputs.dim() > 2 else inputs.clone())
+            passes.append(list(met))
+    for (name, kind, x, y), (*_, other_x, other_y) in zip(*passes, strict=False):
+        if _differ(x, other_x):
+            return f"its forward pass, before {name} ({kind}),"
+        if _differ(y, other_y):
+            return f"{name} ({kind})"
+    return "its forward pass"
+
+
+def _differ(one: object, other: object) -> bool:
+    tensors = zip(tree_leaves(one), tree_leaves(other), strict=False)
+    return any(isinstance(a, Tensor) and not torch.equal(a, b) for a, b in tensors)
