@@ -33,6 +33,16 @@ def _knobs(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("GENLIB_CACHE", str(tmp_path_factory.getbasetemp() / f"cache-{next(_CACHES)}"))
 
 
+@pytest.fixture(autouse=True)
+def _nothing_unexpected(monkeypatch):
+    """What a user would be asked to report fails here."""
+
+    def raised(error):
+        raise error
+
+    monkeypatch.setattr("genlib.measures.evaluation.unexpected", raised)
+
+
 @pytest.fixture(scope="session")
 def copy_sources():
     """A function that copies what git would keep of this project into a new folder, and gives it back."""

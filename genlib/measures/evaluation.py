@@ -21,6 +21,12 @@ from genlib.train import Run
 
 __all__ = ["evaluate"]
 
+INFINITE = {
+    -math.inf: "the value is ln 0: a norm, a distance or a loss that the measure takes the logarithm of is zero here",
+    math.inf: "the value is infinite: what the measure divides by is zero here, or it leaves the range of numbers",
+}
+NO_SPREAD = "the standard error is unknown: it comes of the spread of several samples, and there is one"
+
 for _row in ROWS:
     register_measure(Measure(*_row))
 
@@ -39,11 +45,12 @@ def evaluate(
     """Measures of one network by name, all that apply unless `names` are given: one row each, in their order.
 
     `value`, larger where it predicts a larger gap; `standard_error`, 0 where the value is exact; `passes`, the forward
-    passes over the data that the row added, for what several measures need is computed once; `reason`, why a measure
-    does not apply, with no value. `data`: the training samples of a Dataset, inputs and labels, or a loader, which is
+    passes over the data that the row added, for what several measures need is computed once; `reason`, why there is no
+    value, or no standard error. `data`: the training samples of a Dataset, inputs and labels, or a loader, which is
     read into memory. `initial`, `first_epoch`: the network before training (with a `run`, its start), and after an
     epoch. A stack, whose networks may have data of their own ([models, samples, …]) and a run each: an index level
     `network` in front. Small dense networks search together, so `passes` is then that of the longest search.
+    A measure that fails says so in its `reason`, too, and the others go on.
     ValueError: a name that isn't in the catalogue, data or a network that no measure could take.
     """
     measures = [_named(name) for name in (CATALOGUE if names is None else names)]
@@ -77,8 +84,12 @@ def _rows(shared: Shared, measures: list[Measure]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["measure", "passes", "reason"]).set_index("measure")
     values = torch.stack(numbers).tolist() if numbers else []  # the one read of all values
     table[["value", "standard_error"]] = np.array(values).reshape(-1, 2)
-    if silent := table.index[table["value"].isna() & (table["reason"] == "")].tolist():
-        raise FloatingPointError(f"{', '.join(silent)}: not a number, without a reason; please report it")
+    for name in table.index[~np.isfinite(table["value"]) & (table["reason"] == "")]:
+        value = table.loc[name, "value"]
+        silent = FloatingPointError(f"{name} is not a number")
+        table.loc[name, "reason"] = unexpected(silent) if math.isnan(value) else INFINITE[value]
+        table.loc[name, ["value", "standard_error"]] = math.nan
+    table.loc[np.isinf(table["standard_error"]), "reason"] = NO_SPREAD
     return table[["value", "standard_error", "passes", "reason"]]
 
 
@@ -88,7 +99,15 @@ def _measured(measure: Measure, shared: Shared) -> tuple[Estimate, str]:
         found = measure.compute(shared)
     except ValueError as refusal:
         return Estimate(nothing, nothing, 0.0), str(refusal)
+    except Exception as error:
+        return Estimate(nothing, nothing, 0.0), unexpected(error)
     return (found if isinstance(found, Estimate) else Estimate(found, torch.zeros_like(found), 0.0)), ""
+
+
+def unexpected(error: Exception) -> str:
+    """The reason of a row whose measure fails as no refusal does; the tests of this project let it raise."""
+    said = (str(error).strip() or "no message").splitlines()[0]
+    return f"unexpected {type(error).__name__}: {said}; please report it"
 
 
 def _named(name: str) -> Measure:
@@ -99,13 +118,24 @@ def _named(name: str) -> Measure:
     return CATALOGUE[name]
 
 
-def _tensors(data: Dataset | tuple[Tensor, Tensor] | DataLoader) -> tuple[Tensor, Tensor]:
+def _tensors(data: object) -> tuple[Tensor, Tensor]:
     if isinstance(data, Dataset):
         if not isinstance(data.inputs, Tensor):
             raise ValueError("data are streamed from files; take as many samples as fit in memory first (subset)")
         return data.inputs, data.labels
     if isinstance(data, DataLoader):
-        inputs, labels = zip(*data, strict=True)
+        batches = [_pair(batch, "a batch of the loader") for batch in data]
+        inputs, labels = zip(*batches, strict=True)
         return torch.cat(inputs), torch.cat(labels)
-    inputs, labels = data
-    return inputs, labels
+    return _pair(data, "data")
+
+
+def _pair(pair: object, what: str) -> tuple[Tensor, Tensor]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
+        kind = type(pair).__name__
+        if isinstance(pair, tuple | list):
+            kind = f"{kind} of {', '.join(type(part).__name__ for part in pair[:4]) or 'nothing'}"
+        raise ValueError(
+            f"{what} is a {kind}; give two tensors, inputs and labels, a Dataset, or a loader of such pairs"
+        )
+    return pair[0], pair[1]
