@@ -117,7 +117,7 @@ def _alone(i: int, function: Callable, task: Task, knobs: dict[str, str], source
     if scale.sources_hash() != sources:
         raise RuntimeError("a worker has another genlib than this process; install the same one on both")
     threads, before = torch.get_num_threads(), scale.knobs()
-    scale.turn(knobs)
+    scale.turn(knobs | {"GENLIB_SWEEP": "1"})
     torch.set_num_threads(1)
     try:
         return i, _matched(function(**task[1]), task, function.__qualname__)

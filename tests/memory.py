@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = ["BOUNDS", "Live", "entries", "measured", "peak"]
 
 # At most so many times the parameters, and so many times the activations of one chunk: what all layers put out for it.
-# Of 8 draws one lies on the device at a time, or as many as fit in 64 MB; of 6 random vectors a third is kept; of
-# `top_eigenvalues` k = 3 are asked for, 4k + 13 times the parameters and the graph of the gradient.
+# The look at derivatives takes float64: a copy and a gradient are four times the parameters of float32, a second
+# derivative seven. Of 8 draws one lies on the device at a time, or as many as fit in 64 MB; of 6 random vectors a third
+# is kept; of `top_eigenvalues` k = 3 are asked for, 4k + 13 times the parameters and the graph of the gradient.
 BOUNDS = {
     "weights alone": {
         **dict.fromkeys(("frobenius_norms", "group_norms", "path_norm"), (2, 0)),
@@ -20,7 +21,7 @@ BOUNDS = {
         "distances": (4, 0),
     },
     "outputs": {
-        **dict.fromkeys(("output_margins", "layer_margins", "transitions"), (2, 1)),
+        **dict.fromkeys(("output_margins", "layer_margins", "input_margins", "transitions"), (2, 1)),
         "normalized_margins": (3, 1),
         **dict.fromkeys(("jacobian_norms", "jacobian_norms, spectral", "mean_squared_jacobian_norm"), (2, 3)),
     },
@@ -35,9 +36,9 @@ BOUNDS = {
         "sam_sharpness": (4, 2),
     },
     "curvature": {
-        "trace": (2, 3),
+        "trace": (4, 3),
         "gradient_variance": (4, 4),
-        "hessian_vector_product": (5, 4),
+        "hessian_vector_product": (8, 4),
         "trace by vectors": (12, 4),
         "frobenius_norm": (10, 4),
         "gauss_newton_error": (11, 6),

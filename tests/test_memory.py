@@ -41,6 +41,7 @@ BY_CHUNKS = {
     **{name: kernels()[name] for group in ("perturbed weights", "curvature") for name in BOUNDS[group]},
     "output_margins": lambda n, s, x, y: margins.output_margins(n, x, y, chunk_size=24),
     "layer_margins": lambda n, s, x, y: margins.layer_margins(n, x, y, chunk_size=24),
+    "input_margins": lambda n, s, x, y: margins.input_margins(n, x, y, chunk_size=24),
     "jacobian_norms": lambda n, s, x, y: sensitivity.jacobian_norms(n, x, chunk_size=24),
     "mean_squared_jacobian_norm": lambda n, s, x, y: sensitivity.mean_squared_jacobian_norm(n, x, chunk_size=24),
     "transitions": lambda n, s, x, y: sensitivity.transitions(n, x, chunk_size=24),

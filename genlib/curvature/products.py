@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from genlib.curvature.derivatives import require_derivatives, twice_differentiable
 from genlib.network import Network, Params
+from genlib.network.derivatives import require_derivatives, twice_differentiable
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, rademacher, with_slope
 from genlib.network.precision import full_precision
@@ -155,7 +155,8 @@ def hessian_vector_product(
     """v ↦ ∇²L(w) v, L the mean loss and w the weights of now; v and the product have the weights' names and shapes.
 
     Where the data are one chunk, the graph of the gradient is built once and kept: 4 forward passes, then 6 a product
-    (less what the first layer saves), and the memory of that graph; in several chunks 9 a product. A stack gives every
+    (less what the first layer saves), and the memory of that graph, at the start 7 times the parameters; in several
+    chunks 9 a product. A stack gives every
     model's product at once. ValueError: as `Objective.of`; the loss `error`, or one that isn't finite; a v of other
     names or shapes. Pearlmutter 1994.
     """
@@ -186,5 +187,5 @@ def objective_of(
     if loss == "error":
         raise ValueError("loss is 'error', which has no curvature; choose cross_entropy or mse")
     objective = Objective.of(network, inputs, labels, loss, chunk_size)
-    require_derivatives(objective, hessian_product if twice else None)
+    require_derivatives(objective, twice=twice)
     return objective
