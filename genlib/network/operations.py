@@ -76,16 +76,17 @@ def altered(module: nn.Module) -> str | None:
     return None
 
 
-def traced(module: nn.Module, leaves: Container[str] = ()) -> fx.Graph | None:
+def traced(module: nn.Module, leaves: Container[str] = (), *, follow_buffers: bool = False) -> fx.Graph | None:
     """What the module's forward does, or None where torch.fx can't follow it. Its buffers are left as they were.
 
-    The modules named in `leaves` are calls of their own, not looked into.
+    The modules named in `leaves` are calls of their own, not looked into. Arithmetic on buffers alone is done here and
+    now and its result stands in the graph, unless `follow_buffers`.
     """
     if altered(module):  # which torch.fx doesn't see
         return None
     kept = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers() if not buffer.is_inference()]
     tracer = _Tracer()
-    tracer.leaves = leaves
+    tracer.leaves, tracer.proxy_buffer_attributes = leaves, follow_buffers
     try:
         return tracer.trace(module)
     except Exception:  # fx raises whatever the module's own forward raises when it is fed proxies

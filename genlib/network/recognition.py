@@ -81,6 +81,8 @@ def scale_and_shift(tensors: Params, eps: float) -> tuple[Tensor, Tensor]:
 
 def _acts_as_batch_norm(module: nn.Module) -> bool:
     """Whether the module is x -> scale x + shift, and then its `act` if it has one, on a few random numbers."""
+    if any(name not in ("weight", "bias") for name, _ in module.named_parameters()):
+        return False
     try:
         module = copy.deepcopy(module).double()
         tensors = module._parameters | module._buffers
@@ -106,7 +108,7 @@ def _drawn(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _of_one_call(name: str, module: nn.Module) -> WeightedLayer | None:
-    graph = traced(module)
+    graph = traced(module, follow_buffers=True)
     call = None if graph is None else graph.output_node().args[0]
     if not isinstance(call, fx.Node) or call.target not in _CALLS:
         return None
@@ -163,7 +165,9 @@ def computed_weights(layer: WeightedLayer, own: Params) -> tuple[Tensor, Tensor 
 def require_matrix(name: str, module: nn.Module, matrix: Tensor) -> None:
     """Refuse a registered matrix that isn't what the module, in float64, does to differences of random inputs."""
     if matrix.dim() != 2:
-        raise ValueError(f"network: the matrix registered for {name} has shape {tuple(matrix.shape)}; it must be two")
+        raise ValueError(
+            f"network: the matrix registered for {name} has shape {tuple(matrix.shape)}; it must be [outputs, inputs]"
+        )
     x = _drawn((8, matrix.shape[1]), matrix)
     try:
         with torch.no_grad():

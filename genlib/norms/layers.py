@@ -94,7 +94,7 @@ def spectral_norms(
     `input_shape` is of one sample, without the batch axis; a pass of one of zeros finds where each convolution works.
     Dense layers by their smaller Gram matrix; convolutions as `conv_norm`, to the relative error `rtol`. (The kernel
     reshaped to a matrix, as other code has it, can be a third too small: Sedghi, Gupta & Long 2019.)
-    Cost: a forward pass of one sample; for each convolution without circular padding some 100 passes of it on one image.
+    Cost: a forward pass of one sample; for a convolution without circular padding some 100 passes of it on one image.
     Errors as `frobenius_norms`; an input_shape that doesn't fit, an rtol that isn't reached, a convolution that runs
     twice or on what isn't a batch of images: ValueError.
     """

@@ -37,7 +37,7 @@ _MOVE_NAMES = ("flatten", "reshape", "permute", "transpose", "squeeze", "unsquee
 _MOVE_NAMES += ("chunk", "split", "roll", "flip")
 _MOVE_CALLS = {*_MOVE_NAMES, *(getattr(torch, name) for name in _MOVE_NAMES), torch.cat, torch.stack}
 _MOVE_CALLS |= {operator.getitem, getattr, "size", "dim", "view"}
-_SUMS = {torch.add, operator.add, operator.iadd, "add", torch.sub, operator.sub, "sub"}
+_SUMS = {torch.add, operator.add, operator.iadd, torch.sub, operator.sub}
 _PRODUCTS, _RATIOS = {operator.mul, torch.mul, "mul"}, {operator.truediv, torch.div, "div"}
 _AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 _ADAPTIVE_AVERAGES = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
@@ -137,7 +137,7 @@ class PathSum(fx.Interpreter):
         if target in ("to", "type_as") and _floating(*args[1:], *kwargs.values()):
             return values[0]
         if target in _SUMS:
-            return self._sum(target, values, kwargs)
+            return self._sum(values, kwargs)
         if target in _PRODUCTS | _RATIOS:
             return self._multiple(target, args, kwargs)
         if target in _MOVE_CALLS:
@@ -160,11 +160,9 @@ class PathSum(fx.Interpreter):
             "out, or take a product of layers' norms instead"
         )
 
-    def _sum(self, target, values: list[Tensor], kwargs) -> Tensor:
+    def _sum(self, values: list[Tensor], kwargs) -> Tensor:
         if len(values) != 2 or kwargs:
             raise self._unknown("addition of a constant")
-        if target is operator.iadd and self.node.args[0] not in self.user_to_last_uses.get(self.node, []):
-            raise self._unknown("a sum in place of what is used again")
         return values[0] + values[1]
 
     def _multiple(self, target, args, kwargs) -> Tensor:
@@ -320,7 +318,7 @@ def path_norm(
     1, a number c times it |c|^p, an average over k values 1/k^p, a max-pool the sum of its window (an upper bound:
     Gonon et al. 2024), activations 1: those with φ(0) = 0 and slopes of at most 1, others are refused.
     Cost: one forward pass of one sample and two passes over the weights. Infinite beyond 1e308: see `log_path_norm`.
-    Errors as `frobenius_norms`; an operation whose paths aren't known or meet (padding that reflects or repeats pixels),
-    an untraceable network: ValueError, which names it.
+    Errors as `frobenius_norms`; an operation whose paths aren't known or meet (padding that reflects or repeats
+    pixels), an untraceable network: ValueError, which names it.
     """
     return log_path_norm(network, input_shape=input_shape, p=p).exp()
