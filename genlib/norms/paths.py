@@ -37,7 +37,7 @@ _MOVE_NAMES = ("flatten", "reshape", "permute", "transpose", "squeeze", "unsquee
 _MOVE_NAMES += ("chunk", "split", "roll", "flip")
 _MOVE_CALLS = {*_MOVE_NAMES, *(getattr(torch, name) for name in _MOVE_NAMES), torch.cat, torch.stack}
 _MOVE_CALLS |= {operator.getitem, getattr, "size", "dim", "view"}
-_SUMS = {torch.add, operator.add, operator.iadd, torch.sub, operator.sub}
+_SUMS = {torch.add, operator.add, operator.iadd, "add", torch.sub, operator.sub, "sub"}
 _PRODUCTS, _RATIOS = {operator.mul, torch.mul, "mul"}, {operator.truediv, torch.div, "div"}
 _AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 _ADAPTIVE_AVERAGES = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
@@ -136,8 +136,8 @@ class PathSum(fx.Interpreter):
             return values[0]
         if target in ("to", "type_as") and _floating(*args[1:], *kwargs.values()):
             return values[0]
-        if target in _SUMS:
-            return self._sum(values, kwargs)
+        if target in _SUMS and not kwargs and not any(a for a in args if not isinstance(a, Tensor)):
+            return sum(values)  # of two, or of one and zero
         if target in _PRODUCTS | _RATIOS:
             return self._multiple(target, args, kwargs)
         if target in _MOVE_CALLS:
@@ -156,14 +156,9 @@ class PathSum(fx.Interpreter):
     def _unknown(self, kind: str) -> ValueError:
         return ValueError(
             f"network: the operation {self.node.name} ({kind}) has no known paths, which dense layers, convolutions, "
-            "BatchNorm, pooling, sums, multiples and activations with φ(0) = 0 and slopes of at most 1 have; leave it "
-            "out, or take a product of layers' norms instead"
+            "BatchNorm, pooling, sums of two values, multiples and activations with φ(0) = 0 and slopes of at most 1 "
+            "have; leave it out, or take a product of layers' norms instead"
         )
-
-    def _sum(self, values: list[Tensor], kwargs) -> Tensor:
-        if len(values) != 2 or kwargs:
-            raise self._unknown("addition of a constant")
-        return values[0] + values[1]
 
     def _multiple(self, target, args, kwargs) -> Tensor:
         """|c|^p x for the number c, or 1/c, that x is multiplied by."""
