@@ -39,6 +39,7 @@ __all__ = [
     "checked_shape",
     "folded_weights",
     "layer_input_shapes",
+    "only_described",
     "traced_layers",
     "weight_differences",
     "weighted_layers",
@@ -81,13 +82,12 @@ def traced_layers(network: Network) -> tuple[list[WeightedLayer], fx.Graph | Non
                 "fold its BatchNorm first (torch.nn.utils.fusion)"
             )
         return list(known.values()), None
+    read = [str(node.target) for node in graph.nodes if node.op == "get_attr" and not only_described(node)]
+    names = aliases(network.module) if read else {}
+    if loose := [name for name in read if names.get(name) in network.params]:
+        raise ValueError(f"network: {loose[0]} is used outside its layer; norms of tied weights are not defined here")
     layers: dict[str, WeightedLayer] = {}
-    names = aliases(network.module)
     for node in graph.nodes:
-        if node.op == "get_attr" and names.get(node.target) in network.params:
-            raise ValueError(
-                f"network: {node.target} is used outside its layer; norms of tied weights are not defined here"
-            )
         if node.op != "call_module" or node.target not in known:
             continue
         name, layer = node.target, known[node.target]
@@ -100,6 +100,14 @@ def traced_layers(network: Network) -> tuple[list[WeightedLayer], fx.Graph | Non
         else:
             layers[name] = layer
     return list(layers.values()), graph
+
+
+def only_described(node: fx.Node) -> bool:
+    """Whether no more than the shape, type and device of the node's tensor is asked for."""
+    described = ("shape", "dtype", "device", "ndim")
+    return all(
+        user.target in ("size", "dim") or (user.target is getattr and user.args[1] in described) for user in node.users
+    )
 
 
 def _graph(network: Network, known: dict[str, WeightedLayer]) -> fx.Graph | None:
@@ -159,12 +167,14 @@ def _folds_into(before: fx.Node, layers: dict[str, WeightedLayer], norm: Weighte
     return layer if outputs == norm.operation.num_features else None
 
 
-def folded_weights(network: Network) -> list[FoldedWeight]:
+def folded_weights(network: Network, layers: list[WeightedLayer] | None = None) -> list[FoldedWeight]:
+    """The weights of the network's layers, which are looked for where they aren't given."""
+    layers = weighted_layers(network) if layers is None else layers
     network = upcast_network(network)
     tensors = {**network.buffers, **network.params}
     if network.size is None:
         tensors = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
-    weights = [_weight(layer, network, tensors) for layer in weighted_layers(network)]
+    weights = [_weight(layer, network, tensors) for layer in layers]
     if not weights:
         raise ValueError("network: it has no layer with weights; there is nothing to measure")
     if odd := [weight.name for weight in weights if weight.value.is_complex()]:

@@ -21,6 +21,7 @@ from genlib.network.weights import (
     WeightedLayer,
     checked_shape,
     folded_weights,
+    only_described,
     traced_layers,
 )
 from genlib.norms.operators import apply_linear
@@ -116,6 +117,8 @@ class PathSum(fx.Interpreter):
         raise self._unknown(kind.__name__)
 
     def get_attr(self, target, args, kwargs):
+        if only_described(self.node):
+            return super().get_attr(target, args, kwargs)
         raise self._unknown("a tensor that is no weight of a known layer")
 
     def call_function(self, target, args, kwargs):
@@ -291,7 +294,7 @@ def log_path_norm(
         raise ValueError("network: torch.fx can't trace this module, and a path norm needs its graph")
     if registered := [layer.name for layer in layers if type(layer.operation) in REGISTERED]:
         raise ValueError(f"network: {', '.join(registered)} is of a registered type, which path norms don't know")
-    weights = folded_weights(network)
+    weights = folded_weights(network, layers)
     ones = weights[0].value.new_ones(1, *checked_shape(input_shape))
 
     def of_one(values: dict[str, Tensor], biases: dict[str, Tensor]) -> Tensor:

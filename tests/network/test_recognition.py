@@ -357,3 +357,18 @@ def test_only_a_type_of_ones_own_is_told_of_register_norm():
     for network in (Whole(), nn.Sequential(nn.Linear(3, 3), nn.PReLU())):
         with pytest.raises(ValueError, match=r"sharpness or sensitivity instead$"):
             norms.frobenius_norms(network)
+
+
+def test_a_look_at_the_type_of_a_weight_is_no_use_of_it():
+    class Cast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(5, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.layer(x.to(self.layer.weight.dtype)).view(-1, self.head.weight.shape[1]))
+
+    network = Cast()
+    plain = nn.Sequential(network.layer, network.head)
+    for norm in (norms.frobenius_norms, lambda n: norms.path_norm(n, input_shape=(5,))):
+        assert torch.equal(norm(network), norm(plain))
