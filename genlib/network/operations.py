@@ -1,7 +1,7 @@
 """The table of operations: what a traced network does, and which of it is linear, piecewise linear or smooth."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -54,8 +54,11 @@ class Layer:
 class _Tracer(fx.Tracer):
     """One that doesn't look into the modules of the table either, besides torch's own, and gives the inputs alone."""
 
+    leaves: Container[str] = ()
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in _SMOOTH or super().is_leaf_module(m, module_qualified_name)
+        known = module_qualified_name in self.leaves or type(m) in _SMOOTH
+        return known or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args=None) -> tuple[Callable, list]:
         # A forward's other arguments keep their defaults, as in a call: a proxy for mask=None would not be None.
@@ -73,13 +76,19 @@ def altered(module: nn.Module) -> str | None:
     return None
 
 
-def traced(module: nn.Module) -> fx.Graph | None:
-    """What the module's forward does, or None where torch.fx can't follow it. Its buffers are left as they were."""
+def traced(module: nn.Module, leaves: Container[str] = (), *, follow_buffers: bool = False) -> fx.Graph | None:
+    """What the module's forward does, or None where torch.fx can't follow it. Its buffers are left as they were.
+
+    The modules named in `leaves` are calls of their own, not looked into. Arithmetic on buffers alone is done here and
+    now and its result stands in the graph, unless `follow_buffers`.
+    """
     if altered(module):  # which torch.fx doesn't see
         return None
     kept = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers() if not buffer.is_inference()]
+    tracer = _Tracer()
+    tracer.leaves, tracer.proxy_buffer_attributes = leaves, follow_buffers
     try:
-        return _Tracer().trace(module)
+        return tracer.trace(module)
     except Exception:  # fx raises whatever the module's own forward raises when it is fed proxies
         return None
     finally:
