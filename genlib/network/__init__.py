@@ -10,8 +10,10 @@ from genlib.network.functional import (
     Params,
     aliases,
     called,
+    copied,
     layout,
     over_models,
+    plainly_called,
     require_one_shape,
     without_hooks,
 )
@@ -24,9 +26,11 @@ __all__ = [
     "Params",
     "aliases",
     "called",
+    "copied",
     "dense_steps",
     "layout",
     "over_models",
+    "plainly_called",
     "require_one_shape",
     "without_hooks",
 ]

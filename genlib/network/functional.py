@@ -9,10 +9,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._pytree import tree_leaves
 
 from genlib.network.operations import Layer, dense_steps, layers_of, traced
 
-__all__ = ["Network", "Params", "aliases", "called", "layout", "over_models", "require_one_shape", "without_hooks"]
+__all__ = [
+    "Network",
+    "Params",
+    "aliases",
+    "called",
+    "copied",
+    "layout",
+    "over_models",
+    "plainly_called",
+    "require_one_shape",
+    "without_hooks",
+]
 
 Params = dict[str, Tensor]
 
@@ -176,8 +189,7 @@ def without_hooks(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
     For a few small layers torch's search for hooks takes a tenth of the time; where there are any, they run.
     """
-    hooked = any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in module.modules())
-    if hooked or type(module) is not nn.Sequential:
+    if type(module) is not nn.Sequential or not plainly_called(module):
         return module
     forwards = [layer.forward for layer in module]
 
@@ -187,6 +199,33 @@ def without_hooks(module: nn.Module) -> Callable[[Tensor], Tensor]:
         return x
 
     return forward
+
+
+def plainly_called(module: nn.Module) -> bool:
+    """Whether to call a part is to run its class's forward: no hooks, no call or forward of its own, not compiled."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
+    return not _has_any_global_hook() and all(
+        type(part).__call__ is nn.Module.__call__
+        and "forward" not in vars(part)
+        and not any(getattr(part, kind) for kind in hooks)
+        for part in module.modules()
+    )
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy; what hooks computed from the weights and left as an attribute is copied without its graph.
+
+    ValueError where a part can't be copied.
+    """
+    attributes = tree_leaves([vars(part) for part in module.modules()])
+    computed = [t for t in attributes if isinstance(t, Tensor) and not t.is_leaf]
+    try:
+        return copy.deepcopy(module, {id(t): t.detach().clone() for t in computed})
+    except Exception as error:  # whatever an attribute of the module's own raises
+        raise ValueError(
+            f"network: it can't be copied ({type(error).__name__}: {error}); hold what can't be copied, as files, "
+            "locks and generators, outside of the module"
+        ) from error
 
 
 def over_models(values: Tensor, like: Tensor) -> Tensor:
