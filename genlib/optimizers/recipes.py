@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genlib.network import Network, Params, over_models
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, parameter_norm
-from genlib.network.precision import full_precision
+from genlib.network.precision import full_precision, upcast
 from genlib.optimizers.one_sam import MeanSAM
 from genlib.optimizers.statistics import kept_wherever
 
@@ -191,6 +191,7 @@ class Ascent:
     @torch.no_grad()
     def _perturbed(self, params: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """θ + ρ g/‖g‖, or θ + ρ T²g/‖Tg‖ with T = |θ|."""
+        gradients = [upcast(g.to_dense() if g.is_sparse else g) for g in gradients]
         magnitudes = torch._foreach_abs(params) if self.recipe.adaptive else None
         if magnitudes:
             gradients = torch._foreach_mul(gradients, magnitudes)
@@ -230,12 +231,10 @@ class _SharpnessAware(torch.optim.Optimizer):
             self.zero_grad()  # also for a closure that forgets to
             with torch.enable_grad():
                 loss = closure()
-            if all(p.grad is None for p in params):
-                raise ValueError(
-                    "closure leaves no gradient in any of the optimizer's parameters; have it call backward on a loss "
-                    "that hangs on them, and return the loss"
-                )
-            return loss.detach(), [None if p.grad is None else p.grad.clone() for p in params]
+            if loss is None or all(p.grad is None for p in params):
+                what = "gives no loss" if loss is None else "leaves no gradient in any of the optimizer's parameters"
+                raise ValueError(f"closure {what}; have it call backward on a loss that hangs on them, and return that")
+            return torch.as_tensor(loss).detach(), [None if p.grad is None else p.grad.clone() for p in params]
 
         loss, gradients = self.ascent.gradient(evaluate, params)
         for p, g in zip(params, gradients, strict=True):

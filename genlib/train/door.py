@@ -1,6 +1,5 @@
 """What training asks before its first step: a network of which a copy can be trained, and data that it takes."""
 
-import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,6 +32,7 @@ __all__ = [
     "stack_fails",
     "tensors_of",
     "trainable",
+    "training_copy",
     "undisturbed",
 ]
 
@@ -64,9 +64,23 @@ def trainable(module: nn.Module, name: str = "module") -> nn.Module:
     require_module(module, name)
     while isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) or "_orig_mod" in module._modules:
         module = module._modules.get("_orig_mod", module._modules.get("module"))
+    if late := [name for name, p in module.named_parameters() if getattr(p, "_post_accumulate_grad_hooks", None)]:
+        raise ValueError(
+            f"network: {', '.join(late)} has a hook after its gradient is accumulated, which isn't done here; take it "
+            "off, and give what it does as optimizer"
+        )
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError("network: none of its parameters is trained; set requires_grad_(True) on those that are to be")
     return module
+
+
+def training_copy(module: nn.Module, device: torch.device) -> nn.Module:
+    """A copy on the device in training mode, with the hooks of its weights, which torch leaves out of a copy."""
+    copy = copied(module).to(device).train()
+    for own, p in zip(module.parameters(), copy.parameters(), strict=True):
+        for hook in (own._backward_hooks or {}).values():
+            p.register_hook(hook)
+    return copy
 
 
 def rehearsed(module: nn.Module, inputs: Tensor, labels: Tensor, loss: SampleLoss) -> bool:
@@ -164,6 +178,10 @@ def require_labels(classes: int, labels: Tensor, loss: SampleLoss) -> None:
 
 def require_samples_alone(module: nn.Module, inputs: Tensor) -> None:
     """Refuse, for 1-SAM, a network whose output at a sample hangs on the samples beside it."""
+    if hooked := [name for name, p in module.named_parameters() if p._backward_hooks]:
+        raise ValueError(
+            f"network: {', '.join(hooked)} has a hook, which no sample's own gradient passes; train by SAM"
+        )
     with torch.random.fork_rng([]), warnings.catch_warnings(action="ignore"):
         try:
             admitted(Network.of(copied(module).to(inputs.device).eval()), inputs, 0)
@@ -245,10 +263,10 @@ def stack_fails(modules: Sequence[nn.Module], datasets: Sequence[Dataset]) -> st
         return "its networks differ in the precision of a parameter, or in whether it is trained"
     if len({dataset.input_shape for dataset in datasets}) > 1:
         return "its data sets have inputs of different shapes"
+    if any(p.is_complex() or p._backward_hooks for module in modules for p in module.parameters()):
+        return "its weights are complex, or have hooks"
     if all(_plainly_dense(module) for module in modules):
         return None
-    if any(p.is_complex() for p in modules[0].parameters()):
-        return "its weights are complex"
     device = datasets[0].device
     data = [few(dataset)[0] for dataset in datasets]
     smallest = min(len(x) for x in data)
@@ -287,7 +305,8 @@ def _alike(stack: Network, alone: list[nn.Module], again: nn.Module, inputs: Ten
     outputs = stack.apply(params, inputs.clone(), buffers=stack.buffers, inputs_of_each=True)
     found = _gradients(_weighted(outputs), [params[name] for name in params if name in trains])
     together = outputs.detach(), found, list(stack.buffers.values())
-    return all(_close(tree_map(operator.itemgetter(i), together), one) for i, one in enumerate(each))
+    rows = [tree_map(lambda t, i=i: None if t is None else t[i], together) for i in range(len(each))]
+    return all(_close(row, one) for row, one in zip(rows, each, strict=True))
 
 
 _Pass = tuple[Tensor, list[Tensor | None], list[Tensor]]  # outputs, gradients, buffers afterwards

@@ -20,7 +20,7 @@ from genlib.network.losses import (
 from genlib.optimizers import SAM, Ascent, LabelNoise, MeanSAM, OneSAM
 from genlib.optimizers.statistics import kept, unchanged
 from genlib.train.bases import LeanSGD, build
-from genlib.train.door import as_trained, few, put, rehearsed, require_samples_alone, tensors_of
+from genlib.train.door import as_trained, few, put, rehearsed, require_samples_alone, tensors_of, training_copy
 from genlib.train.plan import Job, Plan
 
 __all__ = ["Single", "Stack", "scores"]
@@ -33,7 +33,7 @@ class Single:
         (job,) = jobs
         self.plan, self.dataset = plan, job.dataset
         writes = _rehearsed(jobs, plan)
-        self.module = copied(job.module).to(job.dataset.device).train()
+        self.module = training_copy(job.module, job.dataset.device)
         self.moving = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         own = callable(plan.optimizer) and not plan.recipe  # it may hook modules, as a SAM of one's own does
         self.forward = as_trained(self.module if own else without_hooks(self.module), writes=writes)

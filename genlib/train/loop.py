@@ -292,6 +292,8 @@ def _whole_labels(inputs: Tensor, labels: Tensor) -> Int[Tensor, " samples"]:
 
 def _require_sendable(module: nn.Module) -> None:
     try:
+        if any(p._backward_hooks for p in module.parameters()):
+            raise TypeError("hooks of weights stay behind")
         dumps(module)
     except Exception as error:  # whatever a part of it raises, as parametrized ones do
         raise ValueError(
