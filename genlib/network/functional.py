@@ -245,7 +245,7 @@ def _require_finite(params: Params) -> None:
 def layout(module: nn.Module, tensors: Params) -> dict[str, tuple[int, ...] | str]:
     """What networks must share to be handled as one: the module's layers, and the shapes of its tensors."""
     kinds = {f"the module {name!r}": str(m) for name, m in module.named_modules() if not list(m.children())}
-    return kinds | {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return kinds | {name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
 
 
 def _dense_stack(steps: list[tuple[str, nn.Module]], params: Params, inputs: Tensor, inputs_of_each: bool) -> Tensor:

@@ -17,6 +17,7 @@ from genlib.network.losses import (
     sample_losses,
     zero_one_loss,
 )
+from genlib.network.precision import upcast
 from genlib.optimizers import SAM, Ascent, LabelNoise, MeanSAM, OneSAM
 from genlib.optimizers.statistics import kept, unchanged
 from genlib.train.bases import LeanSGD, build
@@ -314,7 +315,7 @@ def scores(
     """Mean loss and accuracy of each network over all batches."""
     total, samples = 0.0, 0
     for inputs, labels in batches:
-        z = logits(inputs)
+        z = upcast(logits(inputs))
         parts = [sample_losses(loss, z, labels), 1 - sample_losses(zero_one_loss, z, labels)]
         total, samples = total + torch.stack([part.double().sum(1) for part in parts]), samples + labels.shape[1]
     return total / samples
