@@ -22,7 +22,7 @@ SECONDS_TO_ANSWER = 10  # of a scheduler
 
 def run(
     function: Callable,
-    grid: pd.DataFrame | Mapping[str, Sequence],
+    grid: pd.DataFrame | Mapping[str, Iterable],
     *,
     cache: str | Path,
     together: Sequence[str] = (),
@@ -90,7 +90,7 @@ def converged(table: pd.DataFrame, *, by: Sequence[str] = ()) -> tuple[pd.DataFr
     return table[met], pd.DataFrame(rows)
 
 
-def _configurations(grid: pd.DataFrame | Mapping[str, Sequence], together: Sequence[str]) -> pd.DataFrame:
+def _configurations(grid: pd.DataFrame | Mapping[str, Iterable], together: Sequence[str]) -> pd.DataFrame:
     if isinstance(grid, pd.DataFrame):
         table = grid.reset_index(drop=True)
     else:
@@ -109,7 +109,7 @@ def _configurations(grid: pd.DataFrame | Mapping[str, Sequence], together: Seque
     return table
 
 
-def _values(axis: str, values: Sequence) -> list:
+def _values(axis: str, values: Iterable) -> list:
     if isinstance(values, torch.Tensor):
         values = values.tolist()
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):

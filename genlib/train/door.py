@@ -118,7 +118,7 @@ def rehearsed(module: nn.Module, inputs: Tensor, labels: Tensor, loss: SampleLos
 def as_trained(module: Callable[[Tensor], Tensor], *, writes: bool = False) -> Callable[[Tensor], Tensor]:
     """The forward pass, with a copy of the batch where it `writes` into it; what it raises is refused by name."""
 
-    def forward(inputs: Tensor) -> Tensor:
+    def forward(inputs: Tensor):  # maybe no tensor, which is refused by name
         try:
             return module(inputs.clone() if writes else inputs)
         except (MemoryError, torch.cuda.OutOfMemoryError):
@@ -135,7 +135,7 @@ def sparing(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """The forward pass, that leaves its inputs as they were: the first batch is a copy, all are where it writes."""
     writes = None
 
-    def forward(inputs: Tensor) -> Tensor:
+    def forward(inputs: Tensor):
         nonlocal writes
         if writes is False:
             return module(inputs)
@@ -149,7 +149,7 @@ def sparing(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def require_logits(outputs: Tensor, samples: int) -> int:
+def require_logits(outputs: object, samples: int) -> int:
     """The number of classes; refused are outputs that aren't one row of logits a sample."""
     if not isinstance(outputs, Tensor):
         raise ValueError(

@@ -218,7 +218,7 @@ class Stack:
                 self.plan.project({name: param.detach() for name, param in self.params.items()})
         return each
 
-    def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Float[Tensor, " models"], Sequence[Tensor]]:
+    def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Float[Tensor, " models"], Sequence[Tensor | None]]:
         each = sample_losses(self.loss, self.logits(inputs), labels).mean(1)
         return each.detach(), torch.autograd.grad(each.sum(), list(self.moving.values()), allow_unused=True)
 

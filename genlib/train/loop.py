@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Int64, Integer
 from joblib import Parallel, delayed
 from joblib.externals.loky.backend.reduction import dumps
 from torch import Tensor, nn
@@ -147,7 +147,7 @@ def fit_many(
 @undisturbed()
 @torch.no_grad()
 def loss_and_accuracy(
-    module: nn.Module, inputs: Tensor, labels: Int[Tensor, " samples"], *, loss: Loss = "cross_entropy"
+    module: nn.Module, inputs: Tensor, labels: Integer[Tensor, " samples"], *, loss: Loss = "cross_entropy"
 ) -> tuple[float, float]:
     """Mean loss and accuracy of a module in evaluation mode, the mode put back.
 
@@ -274,7 +274,7 @@ def _run(job: Job, fate: Fate) -> Run:
     return Run(fate.module.train(False), copied(job.module).train(False), history, *ended)
 
 
-def _whole_labels(inputs: Tensor, labels: Tensor) -> Int[Tensor, " samples"]:
+def _whole_labels(inputs: Tensor, labels: Tensor) -> Int64[Tensor, " samples"]:
     for name, tensor in (("inputs", inputs), ("labels", labels)):
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} is a {type(tensor).__name__}; give a tensor, as by torch.as_tensor")
