@@ -5,6 +5,7 @@ of it and the data. All rooms stand on this one, and may import its files one by
 what these hold.
 """
 
+from genlib.network.calls import plainly_called
 from genlib.network.functional import (
     Network,
     Params,
@@ -13,7 +14,6 @@ from genlib.network.functional import (
     copied,
     layout,
     over_models,
-    plainly_called,
     require_one_shape,
     without_hooks,
 )

@@ -3,15 +3,14 @@
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import functional_call, stack_module_state, vmap
-from torch.nn.modules.module import _has_any_global_hook
-from torch.utils._pytree import tree_leaves
 
+from genlib.network.calls import plainly_called
 from genlib.network.operations import Layer, dense_steps, layers_of, traced
 
 __all__ = [
@@ -22,12 +21,12 @@ __all__ = [
     "copied",
     "layout",
     "over_models",
-    "plainly_called",
     "require_one_shape",
     "without_hooks",
 ]
 
 Params = dict[str, Tensor]
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class Network:
 
     `params` and `buffers` are the tensors of the module itself (copies in a stack), detached. `graph` is None where
     torch.fx can't trace the module: measures that need outputs alone still work. `size` is None for one network.
-    `admitted` once it has passed the door (`network/door.py`), which also finds whether it writes into its inputs.
+    `passed` holds the checks that it has passed, which it shares with what is made of it; the first of them, the door
+    (`network/door.py`), also finds whether it writes into its inputs.
     """
 
     module: nn.Module
@@ -45,7 +45,7 @@ class Network:
     graph: fx.Graph | None
     layers: tuple[Layer, ...]
     size: int | None = None
-    admitted: bool = False
+    passed: set[str] = field(default_factory=set, compare=False)
     writes_inputs: bool = False
 
     @classmethod
@@ -53,9 +53,9 @@ class Network:
         """The network of one module. A Network passes through."""
         if isinstance(module, Network):
             return module
-        params = {name: p.detach() for name, p in module.named_parameters()}
-        buffers = {name: b.detach() for name, b in module.named_buffers()}
-        _require_finite(params)
+        module = _bare(module, {})
+        _require_weights(module)
+        params, buffers = _weights_apart(dict(module.named_parameters()), dict(module.named_buffers()))
         graph = traced(module)
         return cls(module, params, buffers, graph, layers_of(module, graph))
 
@@ -64,11 +64,12 @@ class Network:
         """The networks of same-shaped modules as one, with a leading model axis on every parameter and buffer."""
         if isinstance(modules, Network):
             return modules
+        modules = [_bare(module, {}) for module in modules]
+        for module in modules:
+            _require_weights(module)
         require_one_shape(modules)
-        params, buffers = stack_module_state(list(modules))
-        params = {name: p.detach() for name, p in params.items()}
-        _require_finite(params)
-        skeleton = copy.deepcopy(modules[0])
+        params, buffers = _weights_apart(*stack_module_state(modules))
+        skeleton = copied(modules[0])
         graph = traced(skeleton)
         return cls(skeleton, params, buffers, graph, layers_of(skeleton, graph), size=len(modules))
 
@@ -88,7 +89,7 @@ class Network:
         params = {name: nn.Parameter(p, requires_grad) for name, p in self.params.items()}
         originals = dict(self.module.named_buffers()) | dict(self.module.named_parameters())
         lent = self.buffers | params
-        module = copy.deepcopy(self.module, {id(tensor): lent[name] for name, tensor in originals.items()})
+        module = copied(self.module, {id(tensor): lent[name] for name, tensor in originals.items()})
         if self.writes_inputs:
             module.register_forward_pre_hook(lambda _, inputs: tuple(x.clone() for x in inputs))
         return module
@@ -96,6 +97,10 @@ class Network:
     @functools.cached_property
     def _names(self) -> dict[str, str]:
         return aliases(self.module)
+
+    @functools.cached_property
+    def _dense_steps(self) -> list[tuple[str, nn.Module]] | None:
+        return dense_steps(self.module)
 
     @property
     def piecewise_linear(self) -> bool:
@@ -119,8 +124,8 @@ class Network:
         inputs = inputs.clone() if self.writes_inputs else inputs
         if self.size is None:
             return called(self.module, self._names, params | buffers, inputs)
-        if (steps := dense_steps(self.module)) is not None:
-            return _dense_stack(steps, params, inputs, inputs_of_each)
+        if self._dense_steps is not None:
+            return _dense_stack(self._dense_steps, params, inputs, inputs_of_each)
         call = vmap(
             lambda p, b, x: called(self.module, self._names, p | b, x),
             in_dims=(0, 0, 0 if inputs_of_each else None),
@@ -143,6 +148,49 @@ class Network:
             raise ValueError(
                 f"network: the operations {', '.join(unknown)} are unknown; this measure needs to know them"
             )
+
+
+def copied(module: nn.Module, memo: dict[int, Tensor] | None = None) -> nn.Module:
+    """A deep copy; `memo` gives tensors by their id what stands for them there.
+
+    What a hook computed last, as pruning keeps a weight, is an attribute with a graph, which torch won't copy.
+    """
+    computed = [t for part in module.modules() for t in vars(part).values() if isinstance(t, Tensor) and t.grad_fn]
+    return copy.deepcopy(module, {id(t): t.detach().clone() for t in computed} | (memo or {}))
+
+
+def _bare(module: nn.Module, met: dict[int, nn.Module]) -> nn.Module:
+    """The module behind what compiles it or spreads it over devices, with the same tensors; its parts too."""
+    while isinstance(module, _PARALLEL) or "_orig_mod" in module._modules:
+        module = module._orig_mod if "_orig_mod" in module._modules else module.module
+    wrapped = (isinstance(m, _PARALLEL) or "_orig_mod" in m._modules or m._compiled_call_impl for m in module.modules())
+    if not any(wrapped):
+        return module
+    if id(module) not in met:
+        met[id(module)] = bare = copy.copy(module)  # which leaves out what was compiled
+        bare._modules = {name: part and _bare(part, met) for name, part in module._modules.items()}
+    return met[id(module)]
+
+
+def _require_weights(module: nn.Module) -> None:
+    """Refuse parameters that have no values yet, or complex ones, by name."""
+    for name, p in module.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedTensorMixin):
+            raise ValueError(f"network: {name} has no shape yet; pass a batch through the module once, then measure it")
+        if p.is_complex():
+            raise ValueError(
+                f"network: {name} is complex; hold its real and imaginary parts as the parameter "
+                "(torch.view_as_real), and join them in forward (torch.view_as_complex)"
+            )
+
+
+def _weights_apart(params: Params, buffers: Params) -> tuple[Params, Params]:
+    """Detached, what can be moved, and what stays: the buffers, and parameters of whole numbers."""
+    with torch.inference_mode(False):
+        kept = {name: t.detach().clone() if t.is_inference() else t.detach() for name, t in (buffers | params).items()}
+    weights = {name: kept[name] for name, p in params.items() if p.is_floating_point()}
+    _require_finite(weights)
+    return weights, {name: t for name, t in kept.items() if name not in weights}
 
 
 def aliases(module: nn.Module) -> dict[str, str]:
@@ -201,44 +249,16 @@ def without_hooks(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def plainly_called(module: nn.Module) -> bool:
-    """Whether to call a part is to run its class's forward: no hooks, no call or forward of its own, not compiled."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
-    return not _has_any_global_hook() and all(
-        type(part).__call__ is nn.Module.__call__
-        and "forward" not in vars(part)
-        and not any(getattr(part, kind) for kind in hooks)
-        for part in module.modules()
-    )
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy; what hooks computed from the weights and left as an attribute is copied without its graph.
-
-    ValueError where a part can't be copied.
-    """
-    attributes = tree_leaves([vars(part) for part in module.modules()])
-    computed = [t for t in attributes if isinstance(t, Tensor) and not t.is_leaf]
-    try:
-        return copy.deepcopy(module, {id(t): t.detach().clone() for t in computed})
-    except Exception as error:  # whatever an attribute of the module's own raises
-        raise ValueError(
-            f"network: it can't be copied ({type(error).__name__}: {error}); hold what can't be copied, as files, "
-            "locks and generators, outside of the module"
-        ) from error
-
-
 def over_models(values: Tensor, like: Tensor) -> Tensor:
     """One value a model, to be broadcast over a tensor of the stack; a single value as it is."""
     return values.view(-1, *[1] * (like.dim() - 1)) if values.dim() else values
 
 
 def _require_finite(params: Params) -> None:
-    floating = {name: p for name, p in params.items() if p.is_floating_point()}
-    if not floating:
+    if not params:
         return
-    finite = torch.stack([p.isfinite().all() for p in floating.values()]).tolist()  # the one host read
-    if bad := [name for name, good in zip(floating, finite, strict=True) if not good]:
+    finite = torch.stack([p.isfinite().all() for p in params.values()]).tolist()  # the one host read
+    if bad := [name for name, good in zip(params, finite, strict=True) if not good]:
         raise ValueError(f"network: the weights of {', '.join(bad)} are not finite; measure it before it diverged")
 
 

@@ -1,17 +1,16 @@
 """What training asks before its first step: a network of which a copy can be trained, and data that it takes."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map
 
 from genlib.data import Dataset
-from genlib.network import Network, copied, dense_steps, plainly_called
+from genlib.network import Network, copied
 from genlib.network.door import Entangled, admitted
 from genlib.network.losses import LOSSES, SampleLoss, require_binary
 
@@ -20,7 +19,9 @@ __all__ = [
     "as_trained",
     "cast",
     "few",
+    "gradients",
     "in_precision",
+    "normal",
     "put",
     "rehearsed",
     "require_finite_data",
@@ -28,8 +29,8 @@ __all__ = [
     "require_logits",
     "require_module",
     "require_samples_alone",
+    "said",
     "sparing",
-    "stack_fails",
     "tensors_of",
     "trainable",
     "training_copy",
@@ -92,16 +93,16 @@ def rehearsed(module: nn.Module, inputs: Tensor, labels: Tensor, loss: SampleLos
     own = {name: p for name, p in module.named_parameters() if p.requires_grad and not p.is_inference()}
     device = inputs.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        copy, writes = copied(module).to(device), False
+        copy, writes = _copied(module).to(device), False
         for training in (False, True):
-            given = _normal(inputs)
+            given = normal(inputs)
             version = given._version
             outputs = as_trained(copy.train(training))(given)
             writes |= given._version > version or not _same(given, inputs)
             classes = require_logits(outputs, len(inputs))
         require_labels(classes, labels, loss)
         moving = [p for p in copy.parameters() if p.requires_grad]
-        found = _gradients(outputs.sum(), [*moving, *own.values()])
+        found = gradients(outputs.sum(), [*moving, *own.values()])
     if outside := [name for name, g in zip(own, found[len(moving) :], strict=True) if g is not None]:
         raise ValueError(
             f"network: its forward pass takes {', '.join(outside)} of this very module, as a closure does, so that no "
@@ -113,6 +114,16 @@ def rehearsed(module: nn.Module, inputs: Tensor, labels: Tensor, loss: SampleLos
             "forward pass"
         )
     return writes
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copied(module)
+    except Exception as error:  # whatever an attribute of the module's own raises
+        raise ValueError(
+            f"network: it can't be copied ({type(error).__name__}: {said(error)}); hold what can't be, as files, locks "
+            "and generators, outside of the module"
+        ) from error
 
 
 def as_trained(module: Callable[[Tensor], Tensor], *, writes: bool = False) -> Callable[[Tensor], Tensor]:
@@ -139,7 +150,7 @@ def sparing(module: nn.Module) -> Callable[[Tensor], Tensor]:
         nonlocal writes
         if writes is False:
             return module(inputs)
-        given = _normal(inputs)
+        given = normal(inputs)
         version = given._version
         outputs = module(given)
         if writes is None:
@@ -207,7 +218,7 @@ def in_precision(dataset: Dataset, module: nn.Module) -> Dataset:
     for name in ("inputs", "labels", "test_inputs", "test_labels"):
         tensor = getattr(dataset, name)
         if isinstance(tensor, Tensor):
-            usable = cast(_normal(tensor) if tensor.is_inference() else tensor, module)
+            usable = cast(normal(tensor) if tensor.is_inference() else tensor, module)
             if usable is not tensor:
                 changed[name] = usable
     return replace(dataset, **changed) if changed else dataset
@@ -253,78 +264,7 @@ def put(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     return module
 
 
-def stack_fails(modules: Sequence[nn.Module], datasets: Sequence[Dataset]) -> str | None:
-    """Why a stack of these doesn't train each as it would be alone, or None; outputs, gradients and buffers compared.
-
-    On a few samples, in both modes, each network passes forward and back. Dense networks need no comparison.
-    """
-    kinds = [[(p.dtype, p.requires_grad) for p in module.parameters()] for module in modules]
-    if any(kind != kinds[0] for kind in kinds):
-        return "its networks differ in the precision of a parameter, or in whether it is trained"
-    if len({dataset.input_shape for dataset in datasets}) > 1:
-        return "its data sets have inputs of different shapes"
-    if any(p.is_complex() or p._backward_hooks for module in modules for p in module.parameters()):
-        return "its weights are complex, or have hooks"
-    if all(_plainly_dense(module) for module in modules):
-        return None
-    device = datasets[0].device
-    data = [few(dataset)[0] for dataset in datasets]
-    smallest = min(len(x) for x in data)
-    inputs = torch.stack([_normal(x[:smallest]) for x in data])
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            stack = Network.stack([copied(module) for module in modules])
-            stack = replace(stack, params=_on(stack.params, device), buffers=_on(stack.buffers, device))
-            stack.module.to(device)
-            alone = [copied(module).to(device) for module in modules]
-            again = copied(modules[0]).to(device)
-            compared = [_alike(stack, alone, again, inputs, training) for training in (False, True)]
-            if all(compared):  # with what a pass of training has left behind
-                compared.append(_alike(stack, alone, again, inputs, False))
-        except Exception as error:  # vmap raises much, in words of its own
-            return f"its forward pass can't be stacked ({type(error).__name__}: {_said(error)})"
-    if False in compared:
-        return "the outputs, gradients or buffers of the stack are not those of its networks"
-    return None if True in compared else "it draws random numbers in evaluation mode, so that nothing can be compared"
-
-
-def _alike(stack: Network, alone: list[nn.Module], again: nn.Module, inputs: Tensor, training: bool) -> bool | None:
-    """Whether the stack does what its networks do; None where chance decides, dropout layers apart."""
-    for module in (stack.module, again, *alone):
-        module.train(training)
-        for part in module.modules():
-            if isinstance(part, nn.modules.dropout._DropoutNd):
-                part.eval()
-    held = dict(alone[0].named_buffers())
-    each = [_pass(module, inputs[i].clone()) for i, module in enumerate(alone)]
-    if not _close(each[0], _pass(again, inputs[0].clone())):
-        # A buffer that is changed in place is changed in a stack; one that is replaced is lost there.
-        return None if all(buffer is held.get(name) for name, buffer in alone[0].named_buffers()) else False
-    trains = {name for name, p in stack.module.named_parameters() if p.requires_grad}
-    params = {name: p.detach().requires_grad_(name in trains) for name, p in stack.params.items()}
-    outputs = stack.apply(params, inputs.clone(), buffers=stack.buffers, inputs_of_each=True)
-    found = _gradients(_weighted(outputs), [params[name] for name in params if name in trains])
-    together = outputs.detach(), found, list(stack.buffers.values())
-    rows = [tree_map(lambda t, i=i: None if t is None else t[i], together) for i in range(len(each))]
-    return all(_close(row, one) for row, one in zip(rows, each, strict=True))
-
-
-_Pass = tuple[Tensor, list[Tensor | None], list[Tensor]]  # outputs, gradients, buffers afterwards
-
-
-def _pass(module: nn.Module, inputs: Tensor) -> _Pass:
-    outputs = module(inputs)
-    found = _gradients(_weighted(outputs), [p for p in module.parameters() if p.requires_grad])
-    return outputs.detach(), found, [buffer.detach().clone() for buffer in module.buffers()]
-
-
-def _weighted(outputs: Tensor) -> Tensor:
-    """A sum in which every class counts differently, so that a softmax's has a gradient, too."""
-    weights = torch.arange(1, outputs.shape[-1] + 1, device=outputs.device, dtype=outputs.dtype)
-    return (outputs * weights.cos()).sum()
-
-
-def _gradients(value: Tensor, params: list[Tensor]) -> list[Tensor | None]:
+def gradients(value: Tensor, params: list[Tensor]) -> list[Tensor | None]:
     if not value.requires_grad:
         return [None] * len(params)
     try:
@@ -335,42 +275,7 @@ def _gradients(value: Tensor, params: list[Tensor]) -> list[Tensor | None]:
         raise _failed("backward pass fails", error) from error
 
 
-def _close(one: _Pass, other: _Pass) -> bool:
-    pairs = list(zip(one[1], other[1], strict=True))
-    present = [(a, b) for a, b in pairs if a is not None and b is not None]
-    zero = all(not (a if b is None else b).any() for a, b in pairs if (a is None) != (b is None))
-    # Gradients against the largest of all: that of a bias before BatchNorm, for one, is nothing but rounding.
-    largest = max((a.abs().max().item() for a, _ in present if a.numel()), default=0.0)
-    return (
-        zero
-        and _near(one[0], other[0])
-        and all(_near(a, b, largest) for a, b in present)
-        and all(_near(a, b) for a, b in zip(one[2], other[2], strict=True))
-    )
-
-
-def _near(one: Tensor, other: Tensor, largest: float | None = None) -> bool:
-    if one.numel() == 0 or not one.is_floating_point():
-        return torch.equal(one, other)
-    tolerance = torch.finfo(one.dtype).eps ** 0.4  # 2e-3 in float32: beyond the rounding of other sums
-    scale = one.nan_to_num().abs().max().item() if largest is None else largest
-    return torch.allclose(one, other, rtol=0, atol=tolerance * max(scale, torch.finfo(one.dtype).tiny), equal_nan=True)
-
-
-def _plainly_dense(module: nn.Module) -> bool:
-    """Whether a network is what `dense_steps` says, with no weights and no operations beside those layers'."""
-    steps = dense_steps(module)
-    if steps is None or not plainly_called(module):
-        return False
-    covered = {f"{name}.{own}" for name, layer in steps for own, p in layer._parameters.items() if p is not None}
-    return covered == {name for name, _ in module.named_parameters()} and not any(True for _ in module.buffers())
-
-
-def _on(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: tensor.detach().to(device) for name, tensor in tensors.items()}
-
-
-def _normal(tensor: Tensor) -> Tensor:
+def normal(tensor: Tensor) -> Tensor:
     """A copy that autograd may keep, of an inference tensor, too."""
     return torch.empty_like(tensor).copy_(tensor)
 
@@ -381,8 +286,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _failed(what: str, error: Exception) -> ValueError:
     mend = "give data and a batch_size that it takes in training and in evaluation mode"
-    return ValueError(f"network: its {what} ({type(error).__name__}: {_said(error)}); {mend}")
+    return ValueError(f"network: its {what} ({type(error).__name__}: {said(error)}); {mend}")
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     return (str(error).strip() or "no message").splitlines()[0]

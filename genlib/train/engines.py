@@ -18,8 +18,7 @@ from genlib.network.losses import (
     zero_one_loss,
 )
 from genlib.network.precision import upcast
-from genlib.optimizers import SAM, Ascent, LabelNoise, MeanSAM, OneSAM
-from genlib.optimizers.statistics import kept, unchanged
+from genlib.optimizers import SAM, Ascent, LabelNoise, MeanSAM, OneSAM, kept, unchanged
 from genlib.train.bases import LeanSGD, build
 from genlib.train.door import as_trained, few, put, rehearsed, require_samples_alone, tensors_of, training_copy
 from genlib.train.plan import Job, Plan
@@ -294,9 +293,10 @@ def _rehearsed(jobs: Sequence[Job], plan: Plan) -> bool:
     if isinstance(plan.recipe, LabelNoise):
         labels += [d.labels.new_tensor([len(d.classes) - 1]) for d in datasets]
     inputs, _ = few(datasets[0])
+    writes = rehearsed(jobs[0].module, inputs, torch.cat(labels), per_sample_loss(plan.loss))
     if isinstance(plan.recipe, OneSAM):
         require_samples_alone(jobs[0].module, inputs)
-    return rehearsed(jobs[0].module, inputs, torch.cat(labels), per_sample_loss(plan.loss))
+    return writes
 
 
 def _mean_sam(

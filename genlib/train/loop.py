@@ -30,13 +30,13 @@ from genlib.train.door import (
     require_logits,
     require_module,
     sparing,
-    stack_fails,
     trainable,
     undisturbed,
 )
 from genlib.train.engines import Single, Stack, scores
 from genlib.train.plan import Job, Optimizer, Plan, Stop
 from genlib.train.runs import Run, Runs
+from genlib.train.stacking import stack_fails
 
 __all__ = ["fit", "fit_many", "loss_and_accuracy"]
 

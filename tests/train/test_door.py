@@ -8,18 +8,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
-from training_cases import KINDS, SAMPLES, Written, X, Y, apart, build, by_hand, dataset, mlp
+from training_cases import FOUR_STEPS, KINDS, SAMPLES, Written, X, Y, apart, build, by_hand, dataset, mlp, torchs_own
 
 from genlib import data
 from genlib.optimizers import SAM, LabelNoise, OneSAM
 from genlib.train import Stop, fit, fit_many, loss_and_accuracy
-
-FOUR_STEPS = {"lr": 0.1, "stop": Stop(steps=4, every=2)}
-torchs_own = pytest.mark.filterwarnings(
-    "ignore:.*weight_norm.*deprecated:FutureWarning",
-    "ignore:There is a performance drop:UserWarning",
-    "ignore:Full backward hook is firing:UserWarning",
-)
 
 
 @torchs_own
@@ -50,15 +43,6 @@ def test_each_kind_is_trained_as_by_hand_and_so_in_a_stack_or_refused_there(kind
         assert torch.equal(X, kept)
 
 
-STACKABLE = ["plain", "ReLU in place first", "input in place", "BatchNorm", "tied", "frozen", "subclass", "weight_norm"]
-
-
-@torchs_own
-@pytest.mark.parametrize("kind", STACKABLE)
-def test_what_a_stack_can_train_it_does(kind):
-    fit_many([build(kind, 0), build(kind, 1)], dataset(), stacked=True, **FOUR_STEPS)
-
-
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself
 @pytest.mark.parametrize("how", ["wrapper", "in place", "part"])
 def test_compiled_networks_are_trained_as_others(how):
@@ -75,27 +59,6 @@ def test_compiled_networks_are_trained_as_others(how):
     assert apart(run.module, expected) < 1e-9
     assert apart(many[1].module, expected) < 1e-9
     assert type(run.module) is nn.Sequential
-
-
-@pytest.mark.parametrize("differ", ["hook", "frozen", "attribute", "precision"])
-def test_networks_that_only_look_alike_are_trained_one_by_one(differ):
-    nets = [Written(after=lambda self, h: self.scale * h).double() for _ in range(2)]
-    for net in nets:
-        net.scale = 1.0
-    if differ == "hook":
-        nets[1].a.register_forward_hook(lambda m, a, o: 3 * o)
-    if differ == "frozen":
-        nets[1].a.requires_grad_(False)
-    if differ == "attribute":
-        nets[1].scale = 3.0
-    if differ == "precision":
-        nets[1].float()
-    runs = fit_many(nets, dataset(), **FOUR_STEPS)
-    for seed, (run, net) in enumerate(zip(runs, nets, strict=True)):
-        alone = fit(net, dataset(), seed=seed, **FOUR_STEPS)
-        assert apart(run.module.double(), alone.module.double()) == 0
-    with pytest.raises(ValueError, match="stacked is True, but"):
-        fit_many(nets, dataset(), stacked=True, **FOUR_STEPS)
 
 
 @pytest.mark.parametrize("around", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
@@ -356,7 +319,7 @@ def test_one_sam_is_its_definition_or_refused(kind):
         run = fit(build(kind, 1), dataset(), **shared)
     except ValueError as refused:
         assert str(refused).startswith("network: ")
-        assert kind not in STACKABLE or kind == "BatchNorm"
+        assert kind not in ("plain", "input in place", "tied", "frozen", "subclass", "forward hook", "pruned")
         return
     expected = one_sam_step(build(kind, 1), 0.1)
     expected = expected.module if isinstance(expected, nn.DataParallel) else expected

@@ -2,13 +2,21 @@
 
 import types
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from genlib import data
+from genlib.train import Stop
 
+torchs_own = pytest.mark.filterwarnings(
+    "ignore:.*weight_norm.*deprecated:FutureWarning",
+    "ignore:There is a performance drop:UserWarning",
+    "ignore:Full backward hook is firing:UserWarning",
+)
+FOUR_STEPS = {"lr": 0.1, "stop": Stop(steps=4, every=2)}
 SAMPLES = 40
 X = torch.rand(SAMPLES, 6, generator=torch.Generator().manual_seed(0)).double()
 Y = torch.randint(3, (SAMPLES,), generator=torch.Generator().manual_seed(1))
