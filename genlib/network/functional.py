@@ -168,7 +168,7 @@ def _bare(module: nn.Module, met: dict[int, nn.Module]) -> nn.Module:
         return module
     if id(module) not in met:
         met[id(module)] = bare = copy.copy(module)  # which leaves out what was compiled
-        bare._modules = {name: part and _bare(part, met) for name, part in module._modules.items()}
+        bare._modules = {n: None if p is None else _bare(p, met) for n, p in module._modules.items()}
     return met[id(module)]
 
 

@@ -223,6 +223,7 @@ class Stack:
 
     def train(self, training: bool) -> None:
         self.network.module.train(training)
+        self.network = replace(self.network)  # which forgets its dense steps: dropout is one of them in training alone
 
     def keep(self, rows: list[int]) -> None:
         self.jobs = [self.jobs[row] for row in rows]
