@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kernels import case, kernels
-from memory import BOUNDS, Live, measured, peak
+from memory import BOUNDS, Live, eigenvalue_memory, measured, peak
 
 from genlib import margins, sensitivity
 from genlib.network import chunks, objective
@@ -35,6 +35,13 @@ def test_memory_is_what_is_said(name):
     parameters, activations = measured(name)
     assert parameters <= OF[name][0]
     assert activations <= max(OF[name][1], 0.01)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize(("k", "at_most"), [(1, 16), (8, 30), (10, 30), (20, 50)])
+def test_largest_eigenvalues_take_as_many_vectors_as_are_said(k, at_most, chunk_size):
+    parameters = eigenvalue_memory(k, chunk_size)
+    assert at_most - 4 <= parameters <= at_most
 
 
 BY_CHUNKS = {
