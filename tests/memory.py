@@ -9,9 +9,9 @@ from torch import Tensor, UntypedStorage, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genlib import curvature
+from genlib import curvature, sensitivity
 
-__all__ = ["BOUNDS", "Live", "eigenvalue_memory", "entries", "measured", "peak"]
+__all__ = ["BOUNDS", "Live", "eigenvalue_memory", "entries", "jacobian_memory", "measured", "peak"]
 
 # At most so many times the parameters, and so many times the activations of one chunk: what all layers put out for it.
 # Of 8 draws one lies on the device at a time, or as many as fit in 64 MB; of 6 random vectors a third is kept; of
@@ -106,6 +106,13 @@ def eigenvalue_memory(k: int, chunk_size: int | None = None) -> float:
         warnings.simplefilter("ignore", RuntimeWarning)  # of what doesn't converge so soon
         taken = peak(lambda: curvature.top_eigenvalues(network, *_data(network, 4), k, **calls))
     return taken / sum(p.nbytes for p in network.parameters())
+
+
+def jacobian_memory(of: str | tuple[str, ...], norm: str, classes: int) -> float:
+    """The peak of `jacobian_norms` in megabytes (2²⁰ bytes) on a small network of many classes."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, classes))
+    return peak(lambda: sensitivity.jacobian_norms(network, torch.randn(4, 16), of=of, norm=norm)) / 2**20
 
 
 def entries() -> list[dict]:
