@@ -132,7 +132,7 @@ def _chunk_size(network: Network, inputs: Tensor, classes: int, norm: str = "fro
     row = (network.size or 1) * most * inputs.element_size()
     rows = classes
     if row * rows > _JACOBIAN_BYTES:  # of one sample, so class by class
-        rows = 4 * least if norm == "spectral" else 8
+        rows = 4 * least if norm == "spectral" else 10
     return max(1, min(at_once(network, inputs), _JACOBIAN_BYTES // (row * rows)))
 
 
