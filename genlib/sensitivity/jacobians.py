@@ -238,6 +238,8 @@ class _Norm:
         self.kept.append(row if self.spectral else torch.linalg.vector_norm(row, dim=-1))
         if self.spectral and len(self.kept) > row.shape[-1]:
             self._let_go()
+        elif not self.spectral and len(self.kept) > 64:  # thousands of small tensors fragment the memory
+            self.kept = [torch.linalg.vector_norm(torch.stack(self.kept), dim=0)]
 
     def _let_go(self) -> None:
         rows, self.kept = torch.stack(self.kept, -2), []
