@@ -1,11 +1,12 @@
 """Products of the Hessian of a mean loss, and of its Gauss-Newton part, with vectors, on graphs that are built once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from genlib.network import Network, Params
 from genlib.network.derivatives import require_derivatives, twice_differentiable
@@ -72,7 +73,9 @@ def hessian_product(objective: Objective) -> Callable[[Params], Params]:
             )
             loss = with_slope(objective.losses(logits, labels).sum() / objective.samples)
             gradient = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-        return lambda along: _pulled_back(gradient, leaves, along)
+        # Where they lie in the graph is enough, and the gradients themselves are let go.
+        curved = [(i, get_gradient_edge(part)) for i, part in enumerate(gradient) if part.requires_grad]
+        return lambda along: _pulled_back([edge for _, edge in curved], leaves, [along[i] for i, _ in curved])
 
     return _summed(objective, linearized)
 
@@ -99,14 +102,15 @@ def _gauss_newton_product(objective: Objective) -> Callable[[Params], Params]:
 
 
 def _leaves(objective: Objective) -> tuple[list[Tensor], list[str]]:
-    # Copies: the network may be trained on while its products are in use.
     params = objective.network.params
-    return [w.detach().clone().requires_grad_() for w in params.values()], list(params)
+    return [w.detach().requires_grad_() for w in params.values()], list(params)
 
 
-def _pulled_back(outputs: Sequence[Tensor], inputs: Sequence[Tensor], along: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _pulled_back(
+    outputs: Sequence[Tensor | GradientEdge], inputs: Sequence[Tensor], along: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     """The gradient of Σ outputs · along in the inputs; outputs that don't depend on them count as constants."""
-    curved = [(output, v) for output, v in zip(outputs, along, strict=True) if output.requires_grad]
+    curved = [(output, v) for output, v in zip(outputs, along, strict=True) if getattr(output, "requires_grad", True)]
     if not curved:
         return tuple(torch.zeros_like(one) for one in inputs)
     outputs, along = zip(*curved, strict=True)
@@ -163,7 +167,9 @@ def hessian_vector_product(
     objective = objective_of(network, inputs, labels, loss, chunk_size)
     objective.at_rest()
     shapes = {name: w.shape for name, w in objective.network.params.items()}
-    product = hessian_product(objective)
+    # A copy: the network may be trained on while its products are in use.
+    copied = {name: w.detach().clone() for name, w in objective.network.params.items()}
+    product = hessian_product(replace(objective, network=replace(objective.network, params=copied)))
 
     @full_precision()
     def checked(v: Params) -> Params:
