@@ -140,8 +140,9 @@ def _flat(product: Callable[[Params], Params], like: Params) -> Callable[[Tensor
     sizes = [w.numel() for w in like.values()]
 
     def flat(v: Float[Tensor, " parameters"]) -> Float[Tensor, " parameters"]:
-        # Clones, for what lies at an odd place of v can't be viewed as complex numbers.
-        parts = {name: part.clone().view_as(w) for (name, w), part in zip(like.items(), v.split(sizes), strict=True)}
+        parts = {name: part.view_as(w) for (name, w), part in zip(like.items(), v.split(sizes), strict=True)}
+        # What lies at an odd place of v can't be viewed as complex numbers, which pairs of real ones may stand for.
+        parts = {name: part.clone() if part.shape[-1:] == (2,) else part for name, part in parts.items()}
         return torch.cat([part.flatten() for part in product(parts).values()])
 
     return flat
@@ -160,9 +161,8 @@ def hessian_vector_product(
 
     Where the data are one chunk, the graph of the gradient is built once and kept: 4 forward passes, then 6 a product
     (less what the first layer saves), and the memory of that graph, at the start 7 times the parameters; in several
-    chunks 9 a product. A stack gives every
-    model's product at once. ValueError: as `Objective.of`; the loss `error`, or one that isn't finite; a v of other
-    names or shapes. Pearlmutter 1994.
+    chunks 9 a product. A stack gives every model's product at once. ValueError: as `Objective.of`; the loss `error`, or
+    one that isn't finite; a v of other names or shapes. Pearlmutter 1994.
     """
     objective = objective_of(network, inputs, labels, loss, chunk_size)
     objective.at_rest()
