@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from genlib.network import Network
+from genlib.network.functional import without_recomputation
 from genlib.network.objective import batches, measurable, require_classes, require_finite
 from genlib.network.precision import full_precision
 from genlib.norms import log_spectral_complexity
@@ -171,7 +172,7 @@ def _with_inputs_of_layers(network: Network, floating: bool) -> tuple[nn.Module,
 
 def _margins(module: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The inputs as a leaf, and the margins that hang on it."""
-    with torch.enable_grad():
+    with torch.enable_grad(), without_recomputation():
         x = x.detach().requires_grad_(x.is_floating_point())
         logits = module(x.clone())  # for an operation in place may not touch a leaf
         m = margins_of_logits(logits, labels)

@@ -11,7 +11,7 @@ from genlib.curvature.gauss_newton import squared_gradients, unknown_gradients, 
 from genlib.curvature.products import objective_of
 from genlib.curvature.stacks import joined
 from genlib.network import Network, Params
-from genlib.network.chunks import side_by_side
+from genlib.network.chunks import out_of_memory, side_by_side
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, batches, require_finite, with_slope
 from genlib.network.precision import full_precision
@@ -79,7 +79,9 @@ def _can_be_batched(objective: Objective, loss: Callable) -> bool:
         return False
     try:
         _at_once(loss, objective.network.params, objective.inputs[:2], objective.labels[:2])
-    except RuntimeError:
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         return False
     return True
 

@@ -17,6 +17,7 @@ from genlib.measures.catalogue import ROWS
 from genlib.measures.measure import CATALOGUE, Measure, register_measure
 from genlib.measures.searches import Shared
 from genlib.network import Network
+from genlib.network.chunks import out_of_memory
 from genlib.network.precision import full_precision
 from genlib.train import Run
 
@@ -120,7 +121,7 @@ def _ends(error: BaseException) -> str | None:
     """Why a table ends with this error, if it does."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted before this row was measured; call evaluate again with the names that are missing"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if out_of_memory(error):
         return "out of memory at this row or one before it; measure fewer samples, or this row by a kernel's chunk_size"
     return None
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from genlib.network.chunks import out_of_memory
+from genlib.network.functional import without_recomputation
 from genlib.network.objective import Objective, seeded_generator, with_slope
 
 __all__ = ["require_derivatives", "twice_differentiable"]
@@ -28,7 +30,7 @@ class _Look(NamedTuple):
 
 
 _FINE = _Look(1e-9, 1e-4, 1e-14)  # in float64, so short that few units cross a kink on the way
-_COARSE = _Look(1e-3, 3e-2, 5e-6)  # for a network that computes in float32 whatever it is given
+_COARSE = _Look(3e-3, 2e-2, 1e-6)  # for a network that computes in float32 whatever it is given
 
 
 def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
@@ -45,15 +47,19 @@ _BY_OTHERS = {torch.nn.functional.hardsigmoid: _hardsigmoid, torch._weight_norm:
 class _Composed(TorchFunctionMode):
     """Functions whose second derivative torch lacks, or has wrong, by others of the same values."""
 
+    rounds = False  # whether something came out with fewer digits than float64
+
     def __torch_function__(self, function, types, arguments=(), keywords=None):
-        return _BY_OTHERS.get(function, function)(*arguments, **(keywords or {}))
+        found = _BY_OTHERS.get(function, function)(*arguments, **(keywords or {}))
+        self.rounds |= isinstance(found, Tensor) and found.is_floating_point() and found.dtype is not torch.float64
+        return found
 
 
 @contextmanager
-def twice_differentiable() -> Iterator[None]:
+def twice_differentiable() -> Iterator[_Composed]:
     """Forward passes in here may be differentiated twice; attention takes the kernel for which torch knows how."""
-    with sdpa_kernel(SDPBackend.MATH), _Composed():
-        yield
+    with sdpa_kernel(SDPBackend.MATH), _Composed() as composed:
+        yield composed
 
 
 def require_derivatives(objective: Objective, *, twice: bool) -> None:
@@ -69,18 +75,23 @@ def require_derivatives(objective: Objective, *, twice: bool) -> None:
         return
     few = next(objective.each)
     few = replace(few, inputs=few.inputs[:_SAMPLES], labels=few.labels[:_SAMPLES], chunk_size=_SAMPLES)
-    for seed in range(_TRIES):
+    for seed in range(_TRIES):  # a unit may cross its kink on the way
         generator = seeded_generator(None, few.inputs.device, seed)
         directions = {name: _Directions.of(w, generator) for name, w in few.network.params.items()}
         try:
-            slope, curvature = _disagreements(few, directions, twice, _FINE)
-        except RuntimeError:
-            slope = True  # as where something in the forward pass stays in float32
-        if slope:
-            slope, curvature = _in_its_own_precision(few, directions, twice)
+            slope, curvature, in_single = _disagreements(few, directions, twice, _FINE)
+        except RuntimeError as error:  # as where something in the forward pass stays in float32
+            if out_of_memory(error):
+                raise
+            slope, in_single = True, True
         if not slope and not curvature:
-            network.passed.update(("gradient", check))
-            return
+            break
+        if in_single:
+            slope, curvature = _in_its_own_precision(few, directions, twice)
+            break
+    if not slope and not curvature:
+        network.passed.update(("gradient", check))
+        return
     if slope:
         raise ValueError(
             "network: its gradient isn't that of its loss; take detach, no_grad, rounding and own backward functions "
@@ -114,47 +125,52 @@ class _Directions(NamedTuple):
 
 def _disagreements(
     objective: Objective, directions: dict[str, _Directions], twice: bool, look: _Look
-) -> tuple[bool, bool]:
-    """Whether ∂φ/∂t is not the slope of φ, and whether ∂²φ/∂s∂t is not ∂²φ/∂t∂s or the slope of ∂φ/∂s."""
+) -> tuple[bool, bool, bool]:
+    """Whether ∂φ/∂t is not the slope of φ, whether ∂²φ/∂s∂t is not ∂²φ/∂t∂s or the slope of ∂φ/∂s, and whether
+    something in φ is rounded to float32."""
     dtype = torch.float64 if look is _FINE else next(iter(objective.network.params.values())).dtype
     network = replace(objective.network, buffers={n: _to(b, dtype) for n, b in objective.network.buffers.items()})
     objective = replace(objective, network=network, inputs=_to(objective.inputs, dtype))
+
+    rounds = False
 
     def slopes(at: float, create_graph: bool = False) -> tuple[Tensor, ...]:
         """φ, ∂φ/∂s and ∂φ/∂t at t = at, and s and t."""
         s, t = torch.tensor([0.0, at], dtype=dtype, device=objective.inputs.device).unbind()
         s.requires_grad_(), t.requires_grad_()
-        with torch.enable_grad(), twice_differentiable():
+        nonlocal rounds
+        with torch.enable_grad(), twice_differentiable() as composed, without_recomputation():
             moved = {name: directions[name].moved(_to(w, dtype), s, t) for name, w in network.params.items()}
             loss = with_slope(objective(moved))
             del moved
-        return (
-            loss.detach(),
-            *torch.autograd.grad(loss, (s, t), create_graph=create_graph, materialize_grads=True),
-            s,
-            t,
-        )
+        rounds |= composed.rounds
+        found = torch.autograd.grad(loss, (s, t), create_graph=create_graph, materialize_grads=True)
+        return loss.detach(), *found, s, t
 
     (up, s_up, t_up, *_), (down, s_down, t_down, *_) = slopes(look.step), slopes(-look.step)
     floor = look.noise / look.step
     slope = _apart([(up - down) / (2 * look.step), (t_up + t_down) / 2], look.tolerance, floor * up.abs())
     if not twice:
-        return bool(slope), False
+        return bool(slope), False, rounds
     try:
         _, s_slope, t_slope, s, t = slopes(0.0, create_graph=True)
         bends = [_derivative(t_slope, s), _derivative(s_slope, t)]
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         raise ValueError(f"network: torch finds no second derivative of its loss ({_said(error)}); {_MEND}") from error
     if look is _FINE:
         bends.append((s_up - s_down) / (2 * look.step))
     curvature = _apart(bends, 10 * look.tolerance, 100 * floor * s_up.abs())
-    return tuple(torch.stack([slope, curvature]).tolist())  # the one host read
+    return *torch.stack([slope, curvature]).tolist(), rounds  # the one host read
 
 
 def _in_its_own_precision(objective: Objective, directions: dict[str, _Directions], twice: bool) -> tuple[bool, bool]:
     try:
-        return _disagreements(objective, directions, twice, _COARSE)
+        return _disagreements(objective, directions, twice, _COARSE)[:2]
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         raise ValueError(f"network: torch can't differentiate its loss ({_said(error)}); {_MEND}") from error
 
 

@@ -109,6 +109,8 @@ def _computed(outputs: Callable[[Tensor], Tensor], x: Tensor, network: Network) 
     try:
         return outputs(x)
     except Exception as error:  # whatever the module's own forward raises
+        if out_of_memory(error):
+            raise
         said = (str(error).strip() or "no message").splitlines()[0]
         if said.startswith("network: "):
             raise

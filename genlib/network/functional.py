@@ -2,7 +2,8 @@
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -23,9 +24,11 @@ __all__ = [
     "over_models",
     "require_one_shape",
     "without_hooks",
+    "without_recomputation",
 ]
 
 Params = dict[str, Tensor]
+_RECOMPUTES = "network: it computes activations again in the backward pass (checkpoint); turn that off, then measure it"
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -110,7 +113,7 @@ class Network:
     def apply(
         self,
         params: Params,
-        inputs: Float[Tensor, "..."],
+        inputs: Tensor,
         *,
         buffers: Params | None = None,
         inputs_of_each: bool = False,
@@ -216,6 +219,18 @@ def called(module: nn.Module, names: dict[str, str], tensors: Params, inputs: Te
             f"network: its output is a {type(found).__name__}; wrap it in a module that returns the logits alone"
         )
     return found
+
+
+@contextmanager
+def without_recomputation() -> Iterator[None]:
+    """Refuse checkpointing: what it computes again in the backward pass it computes from the module's own weights."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(_RECOMPUTES):
+            yield
+    except RuntimeError as error:
+        if _RECOMPUTES not in str(error):
+            raise
+        raise ValueError(_RECOMPUTES) from error
 
 
 def require_one_shape(modules: Sequence[nn.Module]) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from genlib.estimates import Estimate
 from genlib.network import Network, dense_steps
+from genlib.network.chunks import out_of_memory
+from genlib.network.functional import without_recomputation
 from genlib.network.objective import rademacher, require_finite, seeded_generator
 from genlib.network.precision import full_precision
 from genlib.sensitivity.samples import at_once, measurable_inputs
@@ -139,7 +141,7 @@ def _chunk_size(network: Network, inputs: Tensor, classes: int, norm: str = "fro
 def _output(network: Network, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The logits, and the inputs that they hang on: each network of a stack has its own copy."""
     x = inputs if network.size is None else inputs.expand(network.size, *inputs.shape)
-    with torch.enable_grad():
+    with torch.enable_grad(), without_recomputation():
         x = x.detach().requires_grad_()
         # A clone, for an operation in place may not touch a leaf.
         logits = network.apply(network.params, x.clone(), inputs_of_each=network.size is not None)
@@ -153,7 +155,15 @@ def _products(
 ) -> Iterator[Float[Tensor, "*n numbers"]]:
     """Each cotangent times the logits' Jacobian, by one backward pass each."""
     for cotangent in cotangents:
-        (product,) = torch.autograd.grad(logits, x, cotangent, retain_graph=True)
+        try:
+            (product,) = torch.autograd.grad(logits, x, cotangent, retain_graph=True)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise ValueError(
+                f"network: torch can't differentiate its output in the inputs ({str(error).splitlines()[0]}); take "
+                "what has a backward pass of its own, as checkpointing, out of its forward pass"
+            ) from error
         yield product.reshape(*logits.shape[:-1], -1)
 
 

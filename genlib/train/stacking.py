@@ -40,11 +40,19 @@ def stack_fails(modules: Sequence[nn.Module], datasets: Sequence[Dataset]) -> st
             named = {name for module in modules for name, _ in [*module.named_parameters(), *module.named_buffers()]}
             if named != {*stack.params, *stack.buffers}:
                 return "its networks have parts in DataParallel or torch.compile"
+            plain = [
+                (vars(part), n, t)
+                for part in stack.module.modules()
+                for n, t in vars(part).items()
+                if isinstance(t, Tensor)
+            ]
             alone = [copied(module).to(device) for module in modules]
             again = copied(modules[0]).to(device)
             compared = [_alike(stack, alone, again, inputs, training) for training in (False, True)]
             if all(compared):  # with what a pass of training has left behind
                 compared.append(_alike(stack, alone, again, inputs, False))
+            if any(now[name] is not tensor for now, name, tensor in plain):
+                return "it replaces a tensor that is a plain attribute; make that a buffer"
         except Exception as error:  # vmap raises much, in words of its own
             return f"its forward pass can't be stacked ({type(error).__name__}: {said(error)})"
     if False in compared:
