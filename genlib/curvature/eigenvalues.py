@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from genlib.curvature.gauss_newton import gram_matrix, unknown_gradients
+from genlib.curvature.gauss_newton import gram_matrix, unknown_gradients, unlike_samples
 from genlib.curvature.lanczos import largest
 from genlib.curvature.products import hessian, objective_of
 from genlib.curvature.stacks import joined
@@ -88,8 +88,8 @@ def gauss_newton_eigenvalues(
     four such matrices and one layer's gradients for each row, of a dense layer none. A stack: one after the other.
     ValueError: as `Objective.of`; a loss but cross_entropy and mse; a layer whose gradients aren't known, by name.
     """
-    objective = objective_of(network, inputs, labels, loss, chunk_size)
-    if why := unknown_gradients(objective.network, loss):
+    objective = objective_of(network, inputs, labels, loss, chunk_size, twice=False)
+    if why := unknown_gradients(objective.network, loss) or unlike_samples(objective):
         raise ValueError(f"{why}; top_eigenvalues gives those of the Hessian of any network")
     rows = objective.samples * objective.outputs
     if rows > _GRAM_LIMIT:

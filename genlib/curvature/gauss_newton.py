@@ -13,11 +13,21 @@ from genlib.estimates import Estimate
 from genlib.network import Network
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, rademacher
+from genlib.network.operations import altered
 from genlib.network.weights import BATCH_NORM, CONVOLUTIONS, TRANSPOSED
 
-__all__ = ["exact_trace", "gram_matrix", "obstacle", "squared_gradients", "unknown_gradients", "with_records"]
+__all__ = [
+    "exact_trace",
+    "gram_matrix",
+    "obstacle",
+    "squared_gradients",
+    "unknown_gradients",
+    "unlike_samples",
+    "with_records",
+]
 
-_LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, BATCH_NORM, nn.PReLU)
+_LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
+_FEW = 8  # samples on which layers are looked at
 _ALL_CLASSES = 64  # above it cotangents are drawn
 _COTANGENTS = 16  # a sample, where they are drawn
 
@@ -33,6 +43,8 @@ def unknown_gradients(network: Network, loss: Loss) -> str | None:
     """Why each sample's own gradients aren't to be had layer by layer, if they aren't."""
     if loss not in ("cross_entropy", "mse"):
         return f"loss is {loss!r}, whose Hessian in the logits is not known here"
+    if why := altered(network.module):
+        return f"network: {why}, so what its layers do isn't known; remove it"
     if network.graph is None:
         return "network: torch.fx can't trace this module, so its layers aren't known"
     runs = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
@@ -40,19 +52,55 @@ def unknown_gradients(network: Network, loss: Loss) -> str | None:
     for name, layer in network.module.named_modules(remove_duplicate=False):
         if not runs[name]:
             continue
-        for parameter in layer.parameters(recurse=False):
+        for parameter in layer.parameters():
             if owners.setdefault(id(parameter), name) != name:
                 return f"network: {owners[id(parameter)]} and {name} share a weight"
+        own = {part for part, _ in layer.named_parameters()}
         if isinstance(layer, BATCH_NORM) and layer.running_mean is None:
             return f"network: {name} normalizes by the batch at hand"
-        if _own(layer) and not (isinstance(layer, _LAYERS) and _own(layer) <= {"weight", "bias"}):
+        if own and not (type(layer) in _LAYERS and own <= {"weight", "bias"}):
             return f"network: the weights of {name} are those of no layer that is known here"
-        if _own(layer) and runs[name] > 1:
+        if own and runs[name] > 1:
             return f"network: {name} runs {runs[name]} times"
     params = {name for name, _ in network.module.named_parameters(remove_duplicate=False)}
     if loose := [node.target for node in network.graph.nodes if node.op == "get_attr" and node.target in params]:
         return f"network: {loose[0]} is used outside of its layer"
     return None
+
+
+def unlike_samples(objective: Objective) -> str | None:
+    """Why the layers' rows don't give a sample's own gradient, if they don't; seen on a few samples, once a network.
+
+    As where an axis other than the samples' comes first, or a weight takes part that no layer holds.
+    """
+    if "layers" in objective.network.passed or objective.inputs.device.type == "meta":
+        return None
+    few = next(objective.each)
+    x, y = few.inputs[:_FEW], few.labels[:_FEW]
+    module, met = with_records(few.network)
+    with torch.enable_grad():
+        first = few.losses(module(x), y)[0]
+    layers = list(met)
+    weights = [p for p in module.parameters() if p.requires_grad]
+    found = torch.autograd.grad(first, [*(output for *_, output in layers), *weights], materialize_grads=True)
+    if odd := [name for name, layer, seen, _ in layers if len(seen) != len(x) or not _batched(layer, seen)]:
+        return f"network: {odd[0]} sees other rows than one for each sample"
+    if len(met) != len(layers):
+        return "network: its layers run again as it is differentiated"
+    squares = [
+        squared_gradients(layer, seen, delta.unsqueeze(0))[0, 0]
+        for (_, layer, seen, _), delta in zip(layers, found, strict=False)
+    ]
+    by_layers, whole = sum(squares, first.new_zeros(())), sum(g.square().sum() for g in found[len(layers) :])
+    if (by_layers - whole).abs() > 1e-3 * whole:
+        return "network: its layers' rows don't belong to one sample each, or weights take part that no layer holds"
+    objective.network.passed.add("layers")
+    return None
+
+
+def _batched(layer: nn.Module, x: Tensor) -> bool:
+    """Whether x has an axis of samples in front."""
+    return x.dim() == 2 + len(layer.kernel_size) if hasattr(layer, "kernel_size") else x.dim() >= 2
 
 
 def _own(layer: nn.Module) -> set[str]:
@@ -95,7 +143,7 @@ def with_records(network: Network) -> tuple[nn.Module, list[tuple[str, nn.Module
         return hook
 
     for name, layer in module.named_modules():
-        if isinstance(layer, _LAYERS) and _own(layer):
+        if type(layer) in _LAYERS and _own(layer):
             layer.register_forward_hook(record(name))
     return module, met
 
@@ -115,11 +163,6 @@ def _backward(
     factor = _factor(logits.detach(), loss, drawn, generator)
     outputs = [output for *_, output in met]
     deltas = torch.autograd.grad(logits, outputs, factor, is_grads_batched=True, materialize_grads=True)
-    if odd := [(name, len(x)) for name, _, x, _ in met if len(x) != len(inputs)]:
-        raise ValueError(
-            f"network: {odd[0][0]} sees {odd[0][1]} rows for {len(inputs)} samples, so a sample's own share of its "
-            "gradient isn't known; method='hutch++' estimates the trace, top_eigenvalues the spectrum"
-        )
     return [(name, layer, x, delta) for (name, layer, x, _), delta in zip(met, deltas, strict=True)]
 
 
@@ -220,17 +263,12 @@ def gram_matrix(objective: Objective, loss: str) -> Float[Tensor, "rows rows"]:
     Of a dense layer the rows' products are those of its outputs' gradients times those of its inputs, so that no
     gradient in the weights is formed.
     """
-    network = replace(
-        objective.network,
-        params={name: w.double() for name, w in objective.network.params.items()},
-        buffers={name: b.double() if b.is_floating_point() else b for name, b in objective.network.buffers.items()},
-    )
-    inputs = objective.inputs.double() if objective.inputs.is_floating_point() else objective.inputs
+    objective = objective.in_float64
     n, outputs = objective.samples, objective.outputs
-    module, met = with_records(network)
-    chunks = inputs.split(max(1, objective.chunk_size // outputs))
+    module, met = with_records(objective.network)
+    chunks = objective.inputs.split(max(1, objective.chunk_size // outputs))
     found = [_backward(module, met, chunk, loss) for chunk in chunks]
-    gram = inputs.new_zeros((outputs, n, outputs, n), dtype=torch.float64)
+    gram = objective.inputs.new_zeros((outputs, n, outputs, n), dtype=torch.float64)
     for parts in zip(*found, strict=True):
         layer = parts[0][1]
         x, delta = torch.cat([x for *_, x, _ in parts]), torch.cat([delta for *_, delta in parts], 1)

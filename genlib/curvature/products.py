@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from genlib.curvature.derivatives import require_derivatives, twice_differentiable
 from genlib.network import Network, Params
 from genlib.network.losses import Loss
-from genlib.network.objective import Objective, rademacher
+from genlib.network.objective import Objective, rademacher, with_slope
 from genlib.network.precision import full_precision
 
 __all__ = ["Operator", "gauss_newton", "hessian", "hessian_product", "hessian_vector_product", "objective_of"]
@@ -65,11 +66,11 @@ def hessian_product(objective: Objective) -> Callable[[Params], Params]:
     leaves, names = _leaves(objective)
 
     def linearized(inputs: Tensor, labels: Tensor) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
-        with torch.enable_grad():
+        with torch.enable_grad(), twice_differentiable():
             logits = objective.network.apply(
                 dict(zip(names, leaves, strict=True)), inputs, inputs_of_each=objective.of_each
             )
-            loss = objective.losses(logits, labels).sum() / objective.samples
+            loss = with_slope(objective.losses(logits, labels).sum() / objective.samples)
             gradient = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
         return lambda along: _pulled_back(gradient, leaves, along)
 
@@ -80,8 +81,8 @@ def _gauss_newton_product(objective: Objective) -> Callable[[Params], Params]:
     leaves, names = _leaves(objective)
 
     def linearized(inputs: Tensor, labels: Tensor) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
-        with torch.enable_grad():
-            logits = objective.network.apply(dict(zip(names, leaves, strict=True)), inputs)
+        with torch.enable_grad(), twice_differentiable():
+            logits = with_slope(objective.network.apply(dict(zip(names, leaves, strict=True)), inputs))
             at = logits.detach().requires_grad_()
             loss = objective.losses(at, labels).sum() / objective.samples
             (slope,) = torch.autograd.grad(loss, at, create_graph=True, materialize_grads=True)
@@ -135,7 +136,8 @@ def _flat(product: Callable[[Params], Params], like: Params) -> Callable[[Tensor
     sizes = [w.numel() for w in like.values()]
 
     def flat(v: Float[Tensor, " parameters"]) -> Float[Tensor, " parameters"]:
-        parts = {name: part.view_as(w) for (name, w), part in zip(like.items(), v.split(sizes), strict=True)}
+        # Clones, for what lies at an odd place of v can't be viewed as complex numbers.
+        parts = {name: part.clone().view_as(w) for (name, w), part in zip(like.items(), v.split(sizes), strict=True)}
         return torch.cat([part.flatten() for part in product(parts).values()])
 
     return flat
@@ -172,8 +174,17 @@ def hessian_vector_product(
 
 
 def objective_of(
-    network: nn.Module | Network, inputs: Tensor, labels: Tensor, loss: Loss, chunk_size: int | None
+    network: nn.Module | Network,
+    inputs: Tensor,
+    labels: Tensor,
+    loss: Loss,
+    chunk_size: int | None,
+    *,
+    twice: bool = True,
 ) -> Objective:
+    """The objective, once its derivatives are seen to be right, the second ones if it is differentiated `twice`."""
     if loss == "error":
         raise ValueError("loss is 'error', which has no curvature; choose cross_entropy or mse")
-    return Objective.of(network, inputs, labels, loss, chunk_size)
+    objective = Objective.of(network, inputs, labels, loss, chunk_size)
+    require_derivatives(objective, hessian_product if twice else None)
+    return objective

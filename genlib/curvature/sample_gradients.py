@@ -1,17 +1,19 @@
 """The gradients of the samples' own losses in the weights: how far each is from their mean."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from genlib.curvature.gauss_newton import squared_gradients, unknown_gradients, with_records
+from genlib.curvature.gauss_newton import squared_gradients, unknown_gradients, unlike_samples, with_records
 from genlib.curvature.products import objective_of
 from genlib.curvature.stacks import joined
 from genlib.network import Network, Params
 from genlib.network.chunks import side_by_side
 from genlib.network.losses import Loss
-from genlib.network.objective import Objective, batches, require_finite
+from genlib.network.objective import Objective, batches, require_finite, with_slope
 from genlib.network.precision import full_precision
 
 __all__ = ["gradient_variance", "variance_of"]
@@ -19,23 +21,22 @@ __all__ = ["gradient_variance", "variance_of"]
 
 def variance_of(objective: Objective) -> Float[Tensor, ""]:
     """(1/N) Σ |∇ℓ_n|² − |∇L|², of one network."""
-    known = unknown_gradients(objective.network, "mse") is None  # which says of the layers what no loss would change
-    square, mean = (_by_layers if known else _by_samples)(objective)
+    # Of the layers "mse" says what no loss would change.
+    unknown = unknown_gradients(objective.network, "mse") or unlike_samples(objective)
+    square, mean = (_by_samples if unknown else _by_layers)(objective)
     return (square - sum(torch.linalg.vector_norm(g, dtype=torch.float64).square() for g in mean)).clamp(min=0)
 
 
 def _by_layers(objective: Objective) -> tuple[Tensor, list[Tensor]]:
     """The mean square and the mean of the gradients; of each layer's weight no sample's own gradient is formed."""
     module, met = with_records(objective.network)
-    params = list(module.parameters())
+    params = [p for p in module.parameters() if p.requires_grad]
     square, mean = 0.0, [torch.zeros_like(p) for p in params]
     for inputs, labels in objective.batches:
         met.clear()
         with torch.enable_grad():
             loss = objective.losses(module(inputs), labels).sum()
             found = torch.autograd.grad(loss, [*(output for *_, output in met), *params], materialize_grads=True)
-        if any(len(x) != len(inputs) for _, _, x, _ in met):
-            return _by_samples(objective)
         for (_, layer, x, _), delta in zip(met, found, strict=False):
             square = square + squared_gradients(layer, x, delta.unsqueeze(0)).double().sum() / objective.samples
         for total, part in zip(mean, found[len(met) :], strict=True):
@@ -49,19 +50,38 @@ def _by_samples(objective: Objective) -> tuple[Tensor, list[Tensor]]:
     def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
         return objective.losses(objective.network.apply(params, x.unsqueeze(0)), y.unsqueeze(0)).sum()
 
-    # What can't be traced may look at its input, and then vmap can't follow it: its samples go alone.
-    traced = objective.network.graph is not None
-    at_once = min(objective.chunk_size, side_by_side(weights)) if traced else 1
+    gradients = _at_once if _can_be_batched(objective, loss) else _one_by_one
+    at_once = min(objective.chunk_size, side_by_side(weights)) if gradients is _at_once else 1
     square, mean = 0.0, {name: torch.zeros_like(w) for name, w in weights.items()}
     for inputs, labels in batches(objective.inputs, objective.labels, at_once):
-        if traced:
-            found = vmap(grad(loss), in_dims=(None, 0, 0))(weights, inputs, labels)
-        else:
-            found = {name: g.unsqueeze(0) for name, g in grad(loss)(weights, inputs[0], labels[0]).items()}
-        for name, g in found.items():
+        for name, g in gradients(loss, weights, inputs, labels).items():
             square = square + g.double().square().sum() / objective.samples
             mean[name] += g.sum(0) / objective.samples
     return square, list(mean.values())
+
+
+def _at_once(loss: Callable, weights: Params, inputs: Tensor, labels: Tensor) -> Params:
+    return vmap(grad(loss), in_dims=(None, 0, 0))(weights, inputs, labels)
+
+
+def _one_by_one(loss: Callable, weights: Params, inputs: Tensor, labels: Tensor) -> Params:
+    leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
+    with torch.enable_grad():
+        own = with_slope(loss(leaves, inputs[0], labels[0]))
+    found = torch.autograd.grad(own, list(leaves.values()), materialize_grads=True)
+    return {name: g.unsqueeze(0) for name, g in zip(leaves, found, strict=True)}
+
+
+def _can_be_batched(objective: Objective, loss: Callable) -> bool:
+    """Whether vmap follows the network: not where it can't be traced, and may look at its input, nor past what is no
+    operation of torch's own."""
+    if objective.network.graph is None:
+        return False
+    try:
+        _at_once(loss, objective.network.params, objective.inputs[:2], objective.labels[:2])
+    except RuntimeError:
+        return False
+    return True
 
 
 @full_precision()
@@ -81,6 +101,6 @@ def gradient_variance(
     Cost: three forward passes. ValueError: as `Objective.of`; the loss `error`; a variance that isn't finite.
     Jiang et al. 2020.
     """
-    objective = objective_of(network, inputs, labels, loss, chunk_size)
+    objective = objective_of(network, inputs, labels, loss, chunk_size, twice=False)
     found = joined([variance_of(one) for one in objective.each], objective.network.size)
     return require_finite(found, "variance of gradients").to(next(iter(objective.network.params.values())).dtype)

@@ -5,8 +5,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from genlib.curvature import sketches
-from genlib.curvature.gauss_newton import exact_trace, obstacle
-from genlib.curvature.products import gauss_newton, hessian, objective_of
+from genlib.curvature.derivatives import require_derivatives
+from genlib.curvature.gauss_newton import exact_trace, obstacle, unlike_samples
+from genlib.curvature.products import gauss_newton, hessian, hessian_product, objective_of
 from genlib.curvature.stacks import joined_estimates, of_model
 from genlib.estimates import Eigenpairs, Estimate
 from genlib.network import Network
@@ -47,12 +48,13 @@ def trace(
     if cotangents is not None and cotangents < 2:
         raise ValueError(f"cotangents is {cotangents}; draw at least 2 a sample, for the error comes from their spread")
     _require_vectors(vectors)
-    objective = objective_of(network, inputs, labels, loss, chunk_size)
+    objective = objective_of(network, inputs, labels, loss, chunk_size, twice=False)
     generator = seeded_generator(generator, objective.inputs.device)
-    why = obstacle(objective.network, loss)
+    why = obstacle(objective.network, loss) or unlike_samples(objective)
     if method == "exact" and why:
         raise ValueError(f"{why}; method='hutch++' estimates the trace")
     if method == "hutch++" or why:
+        require_derivatives(objective, hessian_product)
         found = [sketches.hutch_plus_plus(hessian(one), vectors, generator) for one in objective.each]
     else:
         found = [exact_trace(one, loss, cotangents, chunk_size, generator) for one in objective.each]

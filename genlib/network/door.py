@@ -30,7 +30,7 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
     its outputs copies of these, with a warning. ValueError: a forward pass that fails, gives no tensor, draws random
     numbers, changes its outputs with its state, or takes weights that are no parameters of the module; `Entangled`.
     """
-    if network.admitted or inputs.device.type == "meta":
+    if "door" in network.passed or inputs.device.type == "meta":
         return network
     few = inputs.narrow(axis, 0, min(_SAMPLES, inputs.shape[axis]))
     buffers = {name: buffer.clone() for name, buffer in network.buffers.items()}
@@ -66,7 +66,10 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
     if moved:
         warnings.warn(f"network: its forward pass changes {', '.join(moved)}; a copy is measured", stacklevel=2)
         network = replace(network, buffers={name: buffer.clone() for name, buffer in network.buffers.items()})
-    return replace(network, admitted=True, writes_inputs=writes)
+    if writes or moved:  # another network: who holds the first one passes it again
+        return replace(network, passed={"door"}, writes_inputs=writes)
+    network.passed.add("door")
+    return network
 
 
 @contextmanager

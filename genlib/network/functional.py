@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -12,9 +12,20 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from genlib.network.operations import Layer, dense_steps, layers_of, traced
 
-__all__ = ["Network", "Params", "aliases", "called", "layout", "over_models", "require_one_shape", "without_hooks"]
+__all__ = [
+    "Network",
+    "Params",
+    "aliases",
+    "called",
+    "copied",
+    "layout",
+    "over_models",
+    "require_one_shape",
+    "without_hooks",
+]
 
 Params = dict[str, Tensor]
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,8 @@ class Network:
 
     `params` and `buffers` are the tensors of the module itself (copies in a stack), detached. `graph` is None where
     torch.fx can't trace the module: measures that need outputs alone still work. `size` is None for one network.
-    `admitted` once it has passed the door (`network/door.py`), which also finds whether it writes into its inputs.
+    `passed` holds the checks that it has passed, which it shares with what is made of it; the first of them, the door
+    (`network/door.py`), also finds whether it writes into its inputs.
     """
 
     module: nn.Module
@@ -32,7 +44,7 @@ class Network:
     graph: fx.Graph | None
     layers: tuple[Layer, ...]
     size: int | None = None
-    admitted: bool = False
+    passed: set[str] = field(default_factory=set, compare=False)
     writes_inputs: bool = False
 
     @classmethod
@@ -40,9 +52,9 @@ class Network:
         """The network of one module. A Network passes through."""
         if isinstance(module, Network):
             return module
-        params = {name: p.detach() for name, p in module.named_parameters()}
-        buffers = {name: b.detach() for name, b in module.named_buffers()}
-        _require_finite(params)
+        module = _bare(module, {})
+        _require_weights(module)
+        params, buffers = _weights_apart(dict(module.named_parameters()), dict(module.named_buffers()))
         graph = traced(module)
         return cls(module, params, buffers, graph, layers_of(module, graph))
 
@@ -51,11 +63,12 @@ class Network:
         """The networks of same-shaped modules as one, with a leading model axis on every parameter and buffer."""
         if isinstance(modules, Network):
             return modules
+        modules = [_bare(module, {}) for module in modules]
+        for module in modules:
+            _require_weights(module)
         require_one_shape(modules)
-        params, buffers = stack_module_state(list(modules))
-        params = {name: p.detach() for name, p in params.items()}
-        _require_finite(params)
-        skeleton = copy.deepcopy(modules[0])
+        params, buffers = _weights_apart(*stack_module_state(modules))
+        skeleton = copied(modules[0])
         graph = traced(skeleton)
         return cls(skeleton, params, buffers, graph, layers_of(skeleton, graph), size=len(modules))
 
@@ -75,7 +88,7 @@ class Network:
         params = {name: nn.Parameter(p, requires_grad) for name, p in self.params.items()}
         originals = dict(self.module.named_buffers()) | dict(self.module.named_parameters())
         lent = self.buffers | params
-        module = copy.deepcopy(self.module, {id(tensor): lent[name] for name, tensor in originals.items()})
+        module = copied(self.module, {id(tensor): lent[name] for name, tensor in originals.items()})
         if self.writes_inputs:
             module.register_forward_pre_hook(lambda _, inputs: tuple(x.clone() for x in inputs))
         return module
@@ -83,6 +96,10 @@ class Network:
     @functools.cached_property
     def _names(self) -> dict[str, str]:
         return aliases(self.module)
+
+    @functools.cached_property
+    def _dense_steps(self) -> list[tuple[str, nn.Module]] | None:
+        return dense_steps(self.module)
 
     @property
     def piecewise_linear(self) -> bool:
@@ -106,8 +123,8 @@ class Network:
         inputs = inputs.clone() if self.writes_inputs else inputs
         if self.size is None:
             return called(self.module, self._names, params | buffers, inputs)
-        if (steps := dense_steps(self.module)) is not None:
-            return _dense_stack(steps, params, inputs, inputs_of_each)
+        if self._dense_steps is not None:
+            return _dense_stack(self._dense_steps, params, inputs, inputs_of_each)
         call = vmap(
             lambda p, b, x: called(self.module, self._names, p | b, x),
             in_dims=(0, 0, 0 if inputs_of_each else None),
@@ -130,6 +147,49 @@ class Network:
             raise ValueError(
                 f"network: the operations {', '.join(unknown)} are unknown; this measure needs to know them"
             )
+
+
+def copied(module: nn.Module, memo: dict[int, Tensor] | None = None) -> nn.Module:
+    """A deep copy; `memo` gives tensors by their id what stands for them there.
+
+    What a hook computed last, as pruning keeps a weight, is an attribute with a graph, which torch won't copy.
+    """
+    computed = [t for part in module.modules() for t in vars(part).values() if isinstance(t, Tensor) and t.grad_fn]
+    return copy.deepcopy(module, {id(t): t.detach().clone() for t in computed} | (memo or {}))
+
+
+def _bare(module: nn.Module, met: dict[int, nn.Module]) -> nn.Module:
+    """The module behind what compiles it or spreads it over devices, with the same tensors; its parts too."""
+    while isinstance(module, _PARALLEL) or "_orig_mod" in module._modules:
+        module = module._orig_mod if "_orig_mod" in module._modules else module.module
+    wrapped = (isinstance(m, _PARALLEL) or "_orig_mod" in m._modules or m._compiled_call_impl for m in module.modules())
+    if not any(wrapped):
+        return module
+    if id(module) not in met:
+        met[id(module)] = bare = copy.copy(module)  # which leaves out what was compiled
+        bare._modules = {name: part and _bare(part, met) for name, part in module._modules.items()}
+    return met[id(module)]
+
+
+def _require_weights(module: nn.Module) -> None:
+    """Refuse parameters that have no values yet, or complex ones, by name."""
+    for name, p in module.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedTensorMixin):
+            raise ValueError(f"network: {name} has no shape yet; pass a batch through the module once, then measure it")
+        if p.is_complex():
+            raise ValueError(
+                f"network: {name} is complex; hold its real and imaginary parts as the parameter "
+                "(torch.view_as_real), and join them in forward (torch.view_as_complex)"
+            )
+
+
+def _weights_apart(params: Params, buffers: Params) -> tuple[Params, Params]:
+    """Detached, what can be moved, and what stays: the buffers, and parameters of whole numbers."""
+    with torch.inference_mode(False):
+        kept = {name: t.detach().clone() if t.is_inference() else t.detach() for name, t in (buffers | params).items()}
+    weights = {name: kept[name] for name, p in params.items() if p.is_floating_point()}
+    _require_finite(weights)
+    return weights, {name: t for name, t in kept.items() if name not in weights}
 
 
 def aliases(module: nn.Module) -> dict[str, str]:
@@ -195,11 +255,10 @@ def over_models(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _require_finite(params: Params) -> None:
-    floating = {name: p for name, p in params.items() if p.is_floating_point()}
-    if not floating:
+    if not params:
         return
-    finite = torch.stack([p.isfinite().all() for p in floating.values()]).tolist()  # the one host read
-    if bad := [name for name, good in zip(floating, finite, strict=True) if not good]:
+    finite = torch.stack([p.isfinite().all() for p in params.values()]).tolist()  # the one host read
+    if bad := [name for name, good in zip(params, finite, strict=True) if not good]:
         raise ValueError(f"network: the weights of {', '.join(bad)} are not finite; measure it before it diverged")
 
 

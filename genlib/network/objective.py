@@ -24,6 +24,7 @@ __all__ = [
     "require_finite",
     "seeded_generator",
     "start_of",
+    "with_slope",
 ]
 
 _NOISE = int.from_bytes(b"noise")  # no seed of a network: from equal seeds the noise could be its initial weights
@@ -67,6 +68,7 @@ class Objective:
             one = inputs.narrow(labels.dim() - 1, 0, 1)
             logits = network.apply(network.params, one, inputs_of_each=labels.dim() == 2)
         outputs = require_classes(logits, labels, network.size)
+        labels = labels.clone() if labels.is_inference() else labels
         return cls(
             network, inputs, labels.long(), loss, chunk_size or samples_at_once(network, inputs, labels), outputs
         )
@@ -94,6 +96,16 @@ class Objective:
         for i, one in enumerate(self.network.each):
             data = (self.inputs[i], self.labels[i]) if self.of_each else (self.inputs, self.labels)
             yield replace(self, network=one, inputs=data[0], labels=data[1])
+
+    @property
+    def in_float64(self) -> "Objective":
+        """The same, computed in float64."""
+        params, buffers = (
+            {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+            for tensors in (self.network.params, self.network.buffers)
+        )
+        inputs = self.inputs.double() if self.inputs.is_floating_point() else self.inputs
+        return replace(self, network=replace(self.network, params=params, buffers=buffers), inputs=inputs)
 
     @property
     def together(self) -> int:
@@ -125,7 +137,7 @@ class Objective:
             leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
             for inputs, labels in self.batches:
                 logits = self.network.apply(leaves, inputs, inputs_of_each=self.of_each)
-                loss = self.losses(logits, labels).sum(-1) / self.samples
+                loss = with_slope(self.losses(logits, labels).sum(-1) / self.samples)
                 loss.sum().backward(inputs=list(leaves.values()))  # adds up in place, in the leaves' own gradients
                 total = total + loss.detach()
         return total, {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in leaves.items()}
@@ -138,6 +150,15 @@ class Objective:
     def finite(self, loss: Float[Tensor, "*models"]) -> Float[Tensor, "*models"]:
         """The loss at the network's own weights, refused where it isn't finite. One host read."""
         return require_finite(loss, "loss")
+
+
+def with_slope(loss: Tensor) -> Tensor:
+    """The loss itself, refused where it doesn't hang on the weights by a graph."""
+    if not loss.requires_grad:
+        raise ValueError(
+            "network: its loss has no derivative in its weights; take no_grad, detach and rounding out of its forward"
+        )
+    return loss
 
 
 def measurable(
@@ -159,7 +180,8 @@ def measurable(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
     dtype = next((p.dtype for p in network.params.values() if p.is_floating_point()), upcast(inputs).dtype)
-    inputs = inputs.detach().to(dtype) if inputs.is_floating_point() else inputs
+    inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
+    inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
     return admitted(network, inputs, labels.dim() - 1), inputs
 
 

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from genlib.network.normalizations import SimplifiedBatchNorm, SimplifiedLayerNorm
 
-__all__ = ["ELEMENTWISE", "Layer", "dense_steps", "layers_of", "traced"]
+__all__ = ["ELEMENTWISE", "Layer", "altered", "dense_steps", "layers_of", "traced"]
 
 _POOLING = ("AvgPool", "AdaptiveAvgPool")
 _LINEAR = {
@@ -52,14 +52,31 @@ class Layer:
 
 
 class _Tracer(fx.Tracer):
-    """One that doesn't look into the modules of the table either, besides torch's own."""
+    """One that doesn't look into the modules of the table either, besides torch's own, and gives the inputs alone."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in _SMOOTH or super().is_leaf_module(m, module_qualified_name)
 
+    def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args=None) -> tuple[Callable, list]:
+        # A forward's other arguments keep their defaults, as in a call: a proxy for mask=None would not be None.
+        return root_fn, [self.root, self.create_proxy("placeholder", "inputs", (), {})]
+
+
+def altered(module: nn.Module) -> str | None:
+    """What makes the module do other than its type says: a hook, or a forward of its own, with its name."""
+    for name, part in module.named_modules():
+        where = name or "the module itself"
+        if part._forward_hooks or part._forward_pre_hooks:
+            return f"{where} has a forward hook"
+        if "forward" in vars(part):
+            return f"{where} has been given another forward"
+    return None
+
 
 def traced(module: nn.Module) -> fx.Graph | None:
     """What the module's forward does, or None where torch.fx can't follow it. Its buffers are left as they were."""
+    if altered(module):  # which torch.fx doesn't see
+        return None
     kept = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers() if not buffer.is_inference()]
     try:
         return _Tracer().trace(module)
@@ -77,8 +94,15 @@ def layers_of(module: nn.Module, graph: fx.Graph | None) -> tuple[Layer, ...]:
         return ()
     modules = dict(module.named_modules())
     calls = [node for node in graph.nodes if node.op in ("call_module", "call_function", "call_method")]
-    found = [(str(n.target) if n.op == "call_module" else n.name, modules.get(n.target, n.target)) for n in calls]
-    return tuple(Layer(name, operation, _kind(operation)) for name, operation in found)
+    return tuple(_layer(node, modules) for node in calls)
+
+
+def _layer(node: fx.Node, modules: Mapping[str, nn.Module]) -> Layer:
+    operation = modules[node.target] if node.op == "call_module" else node.target
+    name = str(node.target) if node.op == "call_module" else node.name
+    weights = [*node.args[1:], *node.kwargs.values()] if operation is F.linear else []
+    bilinear = any(isinstance(w, fx.Node) and w.op != "get_attr" for w in weights)
+    return Layer(name, operation, "smooth" if bilinear else _kind(operation))
 
 
 def _kind(operation: nn.Module | Callable | str) -> str:
@@ -100,7 +124,7 @@ def dense_steps(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
 
     Flattening and dropout out of training are left out.
     """
-    if type(module).forward is not nn.Sequential.forward:
+    if type(module).forward is not nn.Sequential.forward or altered(module):
         return None
     # Not named_children, which leaves out a layer that it has met before.
     steps = [(name, layer) for name, layer in module._modules.items() if not _changes_nothing(layer)]

@@ -1,7 +1,8 @@
-"""The precision of a measurement: float32 at least, and float32 in full."""
+"""The precision of a measurement: float32 at least, and float32 in full, whatever surrounds the call."""
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -20,12 +21,23 @@ else:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """No TF32, which keeps 10 bits of float32, in products and convolutions on a GPU; `@full_precision()` decorates."""
+    """No TF32, which keeps 10 bits of float32, in products and convolutions on a GPU; `@full_precision()` decorates.
+
+    Nor the caller's autocast or inference mode, nor functions that torch.compile made: they have no second derivative.
+    """
     before = [getattr(product, _SWITCH) for product in _PRODUCTS]
     try:
         for product in _PRODUCTS:
             setattr(product, _SWITCH, _FULL)
-        yield
+        with ExitStack() as stack:
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
     finally:
         for product, value in zip(_PRODUCTS, before, strict=True):
             setattr(product, _SWITCH, value)

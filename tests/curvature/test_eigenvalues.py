@@ -91,7 +91,7 @@ def test_a_product_is_one_host_read_and_quadrature_none():
         with HostReads() as reads:
             spectral_density(*case, steps=steps, draws=2)
         counts.append(reads.count)
-    assert counts[0] == counts[1] <= checks.count + 2
+    assert counts[0] == counts[1] <= checks.count + 3  # that at the derivatives among them
 
 
 @pytest.mark.parametrize(

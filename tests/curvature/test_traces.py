@@ -71,7 +71,7 @@ def test_the_host_reads_are_those_of_the_checks(options):
         Objective.of(*case)
     with Count() as count:
         trace(*case, chunk_size=3, **options)
-    assert count.reads <= checks.reads + 1  # whether the result is finite
+    assert count.reads <= checks.reads + 3  # the derivatives, the layers' rows, and whether the result is finite
 
 
 @pytest.mark.parametrize(

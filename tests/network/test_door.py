@@ -231,7 +231,7 @@ def test_a_network_is_looked_at_once_for_two_passes_and_a_bit(size):
     passed = admitted(network, x, 0)
     assert seen == [8, 8, 1]
     assert admitted(passed, x, 0) is passed and len(seen) == 3
-    assert all(one.admitted for one in passed.each)
+    assert all(one.passed == {"door"} for one in passed.each)
 
 
 def test_nothing_runs_on_meta():
