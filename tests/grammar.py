@@ -2,8 +2,9 @@
 
 import random
 import warnings
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,23 +12,23 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["ACTIVATIONS", "IDIOMS", "Drawn", "Map", "drawn"]
+__all__ = ["IDIOMS", "Drawn", "Map", "drawn"]
 
-ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.LeakyReLU, nn.Hardtanh)  # those whose paths count one
 _SHAPES = {"vector": (4,), "sequence": (3, 4), "image": (2, 4, 4), "tokens": (4,)}
-_LARGEST, _ALPHABET = 300, 5
+_ROWS, _ANY = ("vector", "sequence"), ("vector", "sequence", "image")
+_LARGEST, _ALPHABET = 300, 5  # parameters, tokens
 
 
 @dataclass
 class Drawn:
-    """A network with data and its start, the idioms in it, and what of it can't be measured: `data` or `paths`."""
+    """A network with data and its start, the idioms in it, and which measures have no value: data, norms or paths."""
 
     network: nn.Module
     initial: nn.Module
     inputs: Tensor
     labels: Tensor
     idioms: list[str]
-    without: set[str] = field(default_factory=set)
+    without: set[str]
 
 
 class Map(nn.Module):
@@ -36,11 +37,10 @@ class Map(nn.Module):
 
 @dataclass
 class _Draw:
-    """The state of one drawing: what is chosen next, and what is known by then."""
+    """What an idiom is drawn from: chance, and the shape of a sample where it begins."""
 
     choose: random.Random
     shape: tuple[int, ...]
-    without: set[str] = field(default_factory=set)
 
     @property
     def features(self) -> int:
@@ -50,14 +50,19 @@ class _Draw:
         return self.choose.choice((3, 4))
 
 
-IDIOMS: dict[str, tuple[Callable, tuple[str, ...], set[str], float]] = {}
+class _Idiom(NamedTuple):
+    build: Callable[[_Draw], nn.Module | list[nn.Module]]
+    kinds: tuple[str, ...]  # of the values that it takes
+    without: set[str]  # which measures of such a network have no value
+    weight: float  # how often it is drawn
+
+
+IDIOMS: dict[str, _Idiom] = {}
 
 
 def _idiom(*kinds: str, without: str = "", weight: float = 1.0) -> Callable:
-    """An idiom of networks whose values are of these kinds; `without`: what of such a network has no value."""
-
     def named(build: Callable) -> Callable:
-        IDIOMS[build.__name__] = (build, kinds, set(without.split()), weight)
+        IDIOMS[build.__name__] = _Idiom(build, kinds, set(without.split()), weight)
         return build
 
     return named
@@ -68,67 +73,71 @@ def drawn(number: int, *, plain: Collection[str] = ()) -> Drawn:
     kept, precision = torch.get_rng_state(), torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        for attempt in range(100):
-            torch.manual_seed(1000 * number + attempt)
-            try:
-                found = _network(random.Random(1000 * number + attempt))
-            except RuntimeError:  # an image too small for the layers drawn
-                continue
-            if sum(p.numel() for p in found.network.parameters()) <= _LARGEST:
-                break
-        found.initial = _network(random.Random(1000 * number + attempt)).network
+        seed, found = next(_fitting(number))
+        found.initial = _network(random.Random(seed)).network
         for module, spread in ((found.network, 0.2), (found.initial, 0.5)):
             _spread(module, spread)
+        if number % 8:
+            found.labels = _own_labels(found.network, found.inputs)
     finally:
         torch.set_rng_state(kept)
         torch.set_default_dtype(precision)
+    if number % 9 == 4:
+        found.labels = found.labels.to(torch.uint8)
+    if number % 31 == 6:
+        found.network, found.initial = nn.DataParallel(found.network).eval(), nn.DataParallel(found.initial).eval()
     for part in [*found.network.modules(), *found.initial.modules()]:
         if isinstance(part, _Call):
             part.plain = part.function.__qualname__.split(".")[0] in plain
     return found
 
 
+def _fitting(number: int) -> Iterator[tuple[int, Drawn]]:
+    """The draws of this number that are small, each with its seed."""
+    for seed in range(1000 * number, 1000 * (number + 1)):
+        torch.manual_seed(seed)
+        try:
+            found = _network(random.Random(seed))
+        except RuntimeError:  # an image too small for the layers drawn
+            continue
+        if sum(p.numel() for p in found.network.parameters()) <= _LARGEST:
+            yield seed, found
+
+
+@torch.no_grad()
+def _own_labels(network: nn.Module, inputs: Tensor) -> Tensor:
+    logits = network(inputs.clone())
+    return logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
+
+
+@torch.no_grad()
 def _network(choose: random.Random) -> Drawn:
     kind = choose.choice(("vector", "vector", "sequence", "image", "image", "tokens"))
-    draw = _Draw(choose, _SHAPES[kind])
-    inputs = torch.randn(choose.choice((4, 5, 6)), *draw.shape)
+    inputs = torch.randn(choose.choice((4, 5, 6)), *_SHAPES[kind])
     if kind == "tokens":
         inputs = torch.randint(_ALPHABET, inputs.shape)
-    parts, idioms, x, kind = [], [], inputs, [kind]
+    parts, idioms, without, x = [], [], set(), inputs
     for place in range(choose.choice((2, 3, 3, 4))):
-        known = {name: one for name, one in IDIOMS.items() if kind[0] in one[1]}
-        first = [name for name in known if name.startswith("input_")]
-        if place:
-            known = {name: one for name, one in known.items() if name not in first}
-        name = choose.choices(list(known), [one[3] for one in known.values()])[0]
-        build, _, without, _ = known[name]
-        made = build(draw)
-        made = made if isinstance(made, list) else [made]
-        for part in made:
+        known = {n: one for n, one in IDIOMS.items() if kind in one.kinds and not (place and n.startswith("input_"))}
+        name = choose.choices(list(known), [one.weight for one in known.values()])[0]
+        made = known[name].build(_Draw(choose, tuple(x.shape[1:])))
+        for part in made if isinstance(made, list) else [made]:
             _settle(part)
-            part.eval()
-            with torch.no_grad():
-                x = part(x.clone())
-        draw.shape, draw.without = tuple(x.shape[1:]), draw.without | without
-        kind = [{1: "vector", 2: "sequence", 3: "image"}[len(draw.shape)]]
-        parts, idioms = parts + made, [*idioms, name]
-    outputs = choose.choice((1, 2, 3, 3))
-    if len(draw.shape) == 3:
-        parts += [choose.choice((nn.AdaptiveAvgPool2d(1), nn.Identity())), nn.Flatten()]
-    elif len(draw.shape) == 2:
-        parts += [choose.choice((nn.Flatten(), _Mean()))]
-    with torch.no_grad():
-        for part in parts[-2:] if len(draw.shape) == 3 else parts[-1:] if len(draw.shape) == 2 else []:
+            parts.append(part.eval())
             x = part(x.clone())
-    parts.append(nn.Linear(x.shape[1], outputs))
-    whole, wrapping, without = _wrapped(choose, parts)
-    network = whole.eval()
+        kind = {1: "vector", 2: "sequence", 3: "image"}[x.dim() - 1]
+        idioms.append(name)
+        without |= known[name].without
+    outputs = choose.choice((1, 2, 3, 3))
+    last = {
+        "image": [choose.choice((nn.AdaptiveAvgPool2d(1), nn.Identity())), nn.Flatten()],
+        "sequence": [choose.choice((nn.Flatten(), _Mean()))],
+        "vector": [],
+    }[kind]
+    features = nn.Sequential(*last)(x.clone()).shape[1]
+    whole, name, more = _wrapped(choose, [*parts, *last, nn.Linear(features, outputs)])
     labels = torch.randint(max(2, outputs), (len(inputs),))
-    if choose.random() < 0.9:
-        with torch.no_grad():
-            found = network(inputs.clone())
-        labels = found.argmax(-1) if outputs > 1 else (found[:, 0] > 0).long()
-    return Drawn(network, network, inputs, labels, [*idioms, wrapping], draw.without | without)
+    return Drawn(whole.eval(), whole, inputs, labels, [*idioms, name], without | more)
 
 
 def _settle(part: nn.Module) -> None:
@@ -321,22 +330,18 @@ def _linear(draw, **options):
     return nn.Linear(draw.features, draw.width(), **options)
 
 
-ROWS = ("vector", "sequence")
-ANY = (*ROWS, "image")
-
-
-@_idiom(*ROWS, weight=3)
+@_idiom(*_ROWS, weight=3)
 def dense(draw):
     return [_linear(draw, bias=draw.choose.random() < 0.8), _known_activation(draw)]
 
 
-@_idiom(*ROWS, without="paths")
+@_idiom(*_ROWS, without="paths")
 def smooth_activation(draw):
     kinds = (nn.GELU, nn.SiLU, nn.Hardswish, nn.Softplus, nn.Sigmoid, nn.ELU, nn.Hardsigmoid, nn.Softsign)
     return [_linear(draw), draw.choose.choice(kinds)()]
 
 
-@_idiom(*ROWS, without="paths", weight=0.5)
+@_idiom(*_ROWS, without="paths", weight=0.5)
 def functional_activation(draw):
     function = draw.choose.choice((torch.tanh, torch.sin, F.softplus, F.gelu, torch.exp, torch.square))
     return _Call(lambda self, x: function(self.parts[0](x)), _linear(draw))
@@ -358,21 +363,21 @@ def _watch_input(module, args):
     module.met = args[0].shape
 
 
-@_idiom(*ROWS)
+@_idiom(*_ROWS)
 def hook_scales(draw):
     layer = _linear(draw)
     layer.register_forward_hook(_times)
     return [layer, _known_activation(draw)]
 
 
-@_idiom(*ROWS)
+@_idiom(*_ROWS)
 def pre_hook_scales(draw):
     layer = _linear(draw)
     layer.register_forward_pre_hook(_add_to_input)
     return [layer, _known_activation(draw)]
 
 
-@_idiom(*ROWS)
+@_idiom(*_ROWS)
 def hook_watches(draw):
     layer = _linear(draw)
     layer.register_forward_hook(_watch)
@@ -380,7 +385,7 @@ def hook_watches(draw):
     return [layer, _known_activation(draw)]
 
 
-@_idiom(*ROWS, without="paths", weight=0.5)
+@_idiom(*_ROWS, without="paths", weight=0.5)
 def activation_hooked(draw):
     layer = nn.ReLU()
     layer.register_forward_hook(_times)
@@ -436,13 +441,13 @@ class Renamed(nn.Linear):
     """One that is its parent in all but its name."""
 
 
-@_idiom(*ROWS, weight=2)
+@_idiom(*_ROWS, weight=2)
 def linear_subclass(draw):
     kind = draw.choose.choice((Masked, Scaled, FixedScale, Standardized, LowRank, Renamed))
     return [kind(draw.features, draw.width()), _known_activation(draw)]
 
 
-@_idiom(*ROWS, without="paths norms", weight=0.5)
+@_idiom(*_ROWS, without="paths norms", weight=0.5)
 def clamped_subclass(draw):
     return Clamped(draw.features, draw.width())
 
@@ -457,7 +462,7 @@ class ShiftedTanh(nn.Tanh):
         return super().forward(x + 0.5)
 
 
-@_idiom(*ROWS, without="paths")
+@_idiom(*_ROWS, without="paths")
 def activation_subclass(draw):
     return [_linear(draw), draw.choose.choice((ScaledReLU, ShiftedTanh))()]
 
@@ -481,31 +486,31 @@ class Einsum(Functional):
         return torch.einsum("...i,oi->...o", x, self.w) + self.b
 
 
-@_idiom(*ROWS)
+@_idiom(*_ROWS)
 def functional_weights(draw):
     kind = draw.choose.choice((Functional, Product, Einsum))
     return [kind(draw.features, draw.width()), _known_activation(draw)]
 
 
-@_idiom(*ROWS)
+@_idiom(*_ROWS)
 def tied(draw):
     one, other = nn.Linear(draw.features, draw.features), nn.Linear(draw.features, draw.features)
     other.weight = one.weight
     return [one, nn.Tanh(), other, nn.ReLU()]
 
 
-@_idiom(*ROWS, without="paths norms")
+@_idiom(*_ROWS, without="paths norms")
 def tied_transposed(draw):
     return _Call(lambda self, x: torch.tanh(self.parts[0](x)) @ self.parts[0].weight, _linear(draw))
 
 
-@_idiom(*ROWS)
+@_idiom(*_ROWS)
 def used_twice(draw):
     layer = nn.Linear(draw.features, draw.features)
     return [layer, nn.Tanh(), layer, nn.ReLU()]
 
 
-@_idiom(*ROWS)
+@_idiom(*_ROWS)
 def used_twice_within(draw):
     layer = nn.Linear(draw.features, draw.features)
     return _Call(lambda self, x: self.parts[0](F.relu(self.parts[0](x))), layer)
@@ -516,29 +521,29 @@ class _Symmetric(nn.Module):
         return w.triu() + w.triu(1).mT
 
 
-@_idiom(*ROWS)
+@_idiom(*_ROWS)
 def symmetric(draw):
     layer = nn.Linear(draw.features, draw.features)
     parametrize.register_parametrization(layer, "weight", _Symmetric())
     return [layer, _known_activation(draw)]
 
 
-@_idiom(*ROWS, weight=1.5)
+@_idiom(*_ROWS, weight=1.5)
 def weight_norm(draw):
     return [parametrizations.weight_norm(_linear(draw)), _known_activation(draw)]
 
 
-@_idiom(*ROWS)
+@_idiom(*_ROWS)
 def spectral_norm(draw):
     return [parametrizations.spectral_norm(_linear(draw)), _known_activation(draw)]
 
 
-@_idiom(*ROWS, weight=0.7)
+@_idiom(*_ROWS, weight=0.7)
 def orthogonal(draw):
     return [parametrizations.orthogonal(_linear(draw)), _known_activation(draw)]
 
 
-@_idiom(*ROWS)
+@_idiom(*_ROWS)
 def pruned(draw):
     layer = _linear(draw)
     prune.random_unstructured(layer, "weight", amount=0.4)
@@ -639,12 +644,12 @@ def input_one_hot(draw):
     return _Call(lambda self, x: self.parts[0](F.one_hot(x, _ALPHABET).double()), nn.Linear(_ALPHABET, 3))
 
 
-@_idiom(*ANY, without="paths")
+@_idiom(*_ANY, without="paths")
 def input_doubled(draw):
     return _Call(lambda self, x: x * 2)
 
 
-@_idiom(*ANY, without="paths")
+@_idiom(*_ANY, without="paths")
 def input_normalized(draw):
     return _Call(lambda self, x: F.normalize(x.flatten(1)).view_as(x))
 
@@ -781,24 +786,24 @@ def batch_statistics(draw):
     return nn.BatchNorm1d(draw.features, track_running_stats=False)
 
 
-@_idiom(*ROWS, without="paths data", weight=0.2)
+@_idiom(*_ROWS, without="paths data", weight=0.2)
 def batch_mean(draw):
     return _Call(lambda self, x: x - x.mean(0, keepdim=True))
 
 
-@_idiom(*ROWS, without="paths norms")
+@_idiom(*_ROWS, without="paths norms")
 def layer_norm(draw):
     return [draw.choose.choice((nn.LayerNorm, nn.RMSNorm))(draw.features), _linear(draw), nn.ReLU()]
 
 
-@_idiom(*ROWS, without="paths norms", weight=0.7)
+@_idiom(*_ROWS, without="paths norms", weight=0.7)
 def scripted(draw):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated, and in use
         return torch.jit.script(nn.Sequential(_linear(draw), nn.Tanh()))
 
 
-@_idiom(*ROWS)
+@_idiom(*_ROWS)
 def dropout(draw):
     def forward(self, x):
         return F.dropout(F.relu(self.parts[0](x)), 0.5, self.training)
@@ -806,17 +811,17 @@ def dropout(draw):
     return [_Call(forward, _linear(draw)), nn.Dropout(0.3)]
 
 
-@_idiom(*ROWS, without="paths data", weight=0.2)
+@_idiom(*_ROWS, without="paths data", weight=0.2)
 def dropout_always(draw):
     return _Call(lambda self, x: F.dropout(self.parts[0](x), 0.5), _linear(draw))
 
 
-@_idiom(*ROWS, without="paths data", weight=0.2)
+@_idiom(*_ROWS, without="paths data", weight=0.2)
 def noise(draw):
     return _Call(lambda self, x: x + 0.1 * torch.randn_like(x))
 
 
-@_idiom(*ROWS, weight=0.5)
+@_idiom(*_ROWS, weight=0.5)
 def noise_in_training(draw):
     return _Call(lambda self, x: self.parts[0](x + torch.randn_like(x) if self.training else x), _linear(draw))
 
@@ -832,7 +837,7 @@ class Counter(nn.Module):
         return F.relu(self.layer(x))
 
 
-@_idiom(*ROWS)
+@_idiom(*_ROWS)
 def counts_calls(draw):
     return Counter(_linear(draw))
 
@@ -848,12 +853,12 @@ class Drift(nn.Module):
         return self.layer(x - self.mean)
 
 
-@_idiom(*ROWS, without="paths data", weight=0.2)
+@_idiom(*_ROWS, without="paths data", weight=0.2)
 def drifts(draw):
     return Drift(_linear(draw))
 
 
-@_idiom(*ROWS, without="paths")
+@_idiom(*_ROWS, without="paths")
 def detached(draw):
     def forward(self, x):
         y = self.parts[0](x)
@@ -862,7 +867,7 @@ def detached(draw):
     return _Call(forward, _linear(draw))
 
 
-@_idiom(*ROWS, weight=0.7)
+@_idiom(*_ROWS, weight=0.7)
 def without_gradient(draw):
     def forward(self, x):
         with torch.set_grad_enabled(self.plain and torch.is_grad_enabled()):
@@ -884,7 +889,7 @@ class Cube(torch.autograd.Function):
         return 3 * x**2 * gradient
 
 
-@_idiom(*ROWS, without="paths")
+@_idiom(*_ROWS, without="paths")
 def once_differentiable(draw):
     def forward(self, x):
         y = torch.tanh(self.parts[0](x))
@@ -905,12 +910,12 @@ class Twice(torch.autograd.Function):
         return 3 * x**2 * gradient
 
 
-@_idiom(*ROWS, without="paths", weight=0.7)
+@_idiom(*_ROWS, without="paths", weight=0.7)
 def own_function(draw):
     return _Call(lambda self, x: Twice.apply(torch.tanh(self.parts[0](x))), _linear(draw))
 
 
-@_idiom(*ROWS, weight=1.5)
+@_idiom(*_ROWS, weight=1.5)
 def checkpointed(draw):
     reentrant = draw.choose.random() < 0.5
 
@@ -934,17 +939,17 @@ class Constants(nn.Module):
         return torch.tanh(self.layer(x + self.shift) @ self.projection)
 
 
-@_idiom(*ROWS, without="paths")
+@_idiom(*_ROWS, without="paths")
 def constants(draw):
     return Constants(draw)
 
 
-@_idiom(*ROWS)
+@_idiom(*_ROWS)
 def residual(draw):
     return _Call(lambda self, x: x + F.relu(self.parts[0](x)), nn.Linear(draw.features, draw.features))
 
 
-@_idiom(*ROWS)
+@_idiom(*_ROWS)
 def branches(draw):
     def forward(self, x):
         return torch.cat([F.relu(part(x)) for part in self.parts], -1)
@@ -952,7 +957,7 @@ def branches(draw):
     return _Call(forward, nn.Linear(draw.features, 2), nn.Linear(draw.features, 3))
 
 
-@_idiom(*ROWS, without="paths")
+@_idiom(*_ROWS, without="paths")
 def gated(draw):
     def forward(self, x):
         return self.parts[0](x) * torch.sigmoid(self.parts[1](x))
@@ -960,12 +965,12 @@ def gated(draw):
     return _Call(forward, nn.Linear(draw.features, 3), nn.Linear(draw.features, 3))
 
 
-@_idiom(*ROWS, without="paths")
+@_idiom(*_ROWS, without="paths")
 def softmax(draw):
     return [_linear(draw), nn.Softmax(-1)]
 
 
-@_idiom(*ROWS, without="paths norms", weight=0.7)
+@_idiom(*_ROWS, without="paths norms", weight=0.7)
 def own_parameters(draw):
     class _Own(nn.Module):
         def __init__(self):
@@ -985,12 +990,12 @@ def bilinear(draw):
     return _Call(lambda self, x: self.parts[0](x, x), nn.Bilinear(draw.features, draw.features, 2))
 
 
-@_idiom(*ROWS, without="paths norms", weight=0.5)
+@_idiom(*_ROWS, without="paths norms", weight=0.5)
 def prelu(draw):
     return [_linear(draw), nn.PReLU()]
 
 
-@_idiom(*ROWS, without="paths")
+@_idiom(*_ROWS, without="paths")
 def in_place(draw):
     def forward(self, x):
         x = self.parts[0](x)
@@ -1001,13 +1006,13 @@ def in_place(draw):
     return _Call(forward, _linear(draw))
 
 
-@_idiom(*ROWS, weight=0.5)
+@_idiom(*_ROWS, weight=0.5)
 def frozen(draw):
     layer = _linear(draw)
     layer.weight.requires_grad_(False)
     return [layer, _known_activation(draw)]
 
 
-@_idiom(*ROWS, weight=0.5)
+@_idiom(*_ROWS, weight=0.5)
 def nested(draw):
     return nn.Sequential(nn.Sequential(_linear(draw), nn.ReLU()), nn.Identity())

@@ -85,6 +85,7 @@ SWIN = {
     "window_size": [2, 2],
     "num_classes": CLASSES,
 }
+SWIN_V2 = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
 TORCHVISION = {
     "alexnet": vision("alexnet", 63),
     "convnext": lambda: (models.ConvNeXt(CONVNEXT, num_classes=CLASSES), 16),

@@ -50,7 +50,7 @@ def truths(number):
     one, plain = drawn(number, plain=["checkpointed"]), drawn(number, plain=IDIOMS)
     for network in (one.network, one.initial, plain.network, plain.initial):
         network.requires_grad_(True)
-    x, y = one.inputs, one.labels
+    x, y = one.inputs, one.labels.long()
     known = twins.of_weights(one.network, one.initial)
     outputs = {}
     if "data" not in one.without:

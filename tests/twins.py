@@ -155,7 +155,7 @@ def of_the_loss(network: nn.Module, plain: nn.Module, x: Tensor, y: Tensor) -> d
     eigenvalues = torch.linalg.eigvalsh(h)
     size, room = eigenvalues.abs().amax().item(), 5e-4 * (flat(network.parameters()).abs() + 1)
     rest = loss(network, x, y).item()
-    of_box = 100 / (1 + rest) * _climbed(plain, x, y, room)
+    of_box = 100 / (1 + rest) * _climbed(network, x, y, room)
     second = 100 / (1 + rest) * (room @ h.abs() @ room).item() / 2
     # What six random signs leave of the rest, beside ten eigenpairs: Var |Hz|² ≤ 2 Σ λ⁴.
     spread = (2 * eigenvalues[:-10].pow(4).sum() / 6).sqrt().item() / (2 * h.norm().item())
