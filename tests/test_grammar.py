@@ -15,15 +15,8 @@ from genlib.measures import CATALOGUE, evaluate
 EVERY = os.environ.get("GENLIB_ALL") == "1"
 NUMBERS = range(300 if EVERY else 20)
 ARGUMENT = re.compile(r"(network|data|inputs|labels|initial|first_epoch)\b")
-OF_LOSS = ("gradient_variance", "sam_sharpness", "hessian_trace", "top_eigenvalue", "hessian_norm", "keskar_sharpness")
-OF_OUTPUTS = (
-    *("cross_entropy", "negative_entropy", "inverse_margin"),
-    *("input_margin", "jacobian_norm", "input_gradient"),
-)
-NORMS = [n for n, m in CATALOGUE.items() if "layers" in m.needs and m.passes <= 1]
-PATHS = [n for n in NORMS if "path" in n]
-NAMES = ("parameters", "l2", "l2_distance", *OF_OUTPUTS, *OF_LOSS, "first_gradient_variance", *NORMS)
-OF_DATA = [n for n in NAMES if "data" in CATALOGUE[n].needs]
+DRAWN = ["transitions", *(n for n in CATALOGUE if n.startswith(("flatness", "pac_bayes", "sharpness_")))]
+NAMES = [name for name, measure in CATALOGUE.items() if "run" not in measure.needs]
 
 
 @functools.cache
@@ -61,6 +54,7 @@ def truths(number):
         known |= twins.of_layers(plain.network, plain.initial, x, y, outputs)
     if "norms" not in one.without and "paths" not in one.without:
         known |= twins.of_paths(plain.network, x, outputs)
+    known |= dict.fromkeys(DRAWN, None if outputs else twins.REFUSED)
     return {name: known.get(name, twins.REFUSED) for name in NAMES}
 
 
@@ -79,13 +73,12 @@ def test_most_rows_that_have_a_value_are_compared():
     compared = known = 0
     for number in NUMBERS[:20]:
         table, true = measured(number), truths(number)
-        names = [name for name in NAMES if true[name] != twins.REFUSED]
+        names = [name for name in NAMES if true[name] not in (None, twins.REFUSED)]
         known += len(names)
         compared += 0 if isinstance(table, str) else table.loc[names, "value"].notna().sum()
     assert compared > known / 2
 
 
 def test_the_networks_hold_all_idioms():
-    if EVERY:
-        met = {idiom for number in NUMBERS for idiom in drawn(number).idioms}
-        assert set(IDIOMS) <= met
+    met = {idiom for number in NUMBERS for idiom in drawn(number).idioms}
+    assert len(met & set(IDIOMS)) >= (len(IDIOMS) if EVERY else 20)

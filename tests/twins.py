@@ -149,24 +149,27 @@ def _percentile(values: Tensor, percent: int) -> float:
     return below if below == above else below + (place - math.floor(place)) * (above - below)
 
 
-def of_the_loss(network: nn.Module, plain: nn.Module, x: Tensor, y: Tensor) -> dict[str, tuple[float, float] | float]:
+def of_the_loss(network: nn.Module, plain: nn.Module, x: Tensor, y: Tensor) -> dict:
     """How the loss hangs on the weights; `plain` is the network such that autograd's gradient is the true one."""
-    g, h = gradient(network, x, y), hessian(plain, x, y)
-    eigenvalues = torch.linalg.eigvalsh(h)
-    size, room = eigenvalues.abs().amax().item(), 5e-4 * (flat(network.parameters()).abs() + 1)
-    rest = loss(network, x, y).item()
-    of_box = 100 / (1 + rest) * _climbed(network, x, y, room)
-    second = 100 / (1 + rest) * (room @ h.abs() @ room).item() / 2
+    g, h, weights = gradient(network, x, y), hessian(plain, x, y), flat(network.parameters())
+    eigenvalues = torch.linalg.eigvalsh(h).flip(0)
+    size, tops = eigenvalues.abs().amax().item(), eigenvalues[:10]
     # What six random signs leave of the rest, beside ten eigenpairs: Var |Hz|² ≤ 2 Σ λ⁴.
-    spread = (2 * eigenvalues[:-10].pow(4).sum() / 6).sqrt().item() / (2 * h.norm().item())
-    return {
+    spread = (2 * eigenvalues[10:].pow(4).sum() / 6).sqrt().item() / max(2 * h.norm().item(), 1e-300)
+    found = {
         "gradient_variance": gradient_variance(network, x, y),
         "sam_sharpness": rise(network, x, y, 0.05 * g / g.norm()) if g.any() else 0.0,
         "hessian_trace": (h.trace().item(), _EXACT * len(h) * size),
-        "top_eigenvalue": (eigenvalues[-1].item(), _ROUGH * size),
+        "top_eigenvalue": (tops[0].item(), _ROUGH * size),
         "hessian_norm": (h.norm().item(), _ROUGH * size + 4 * spread),
-        "keskar_sharpness": (of_box, second + 0.05 * of_box),  # to second order
+        "log_volume": (tops.log().sum().item(), _ROUGH * (size / tops).sum().item()) if tops[-1] > 0 else REFUSED,
     }
+    relative = 100 / (1 + loss(network, x, y).item())
+    for name, radius, factor in (("keskar_sharpness", 5e-4, relative), ("worst_case_sharpness", 2e-3, 1.0)):
+        room = radius * (weights.abs() + 1)
+        climbed, second = _climbed(network, x, y, room), (room @ h.abs() @ room).item() / 2
+        found[name] = (factor * climbed, factor * (second + 0.05 * climbed))
+    return found
 
 
 # The layers
@@ -417,11 +420,13 @@ def _path_form(module: nn.Module, p: int) -> Callable | None:
 
 
 def wrong(name: str, row, truth) -> str | None:
-    """What is wrong with a row, `truth` a number, one with its tolerance, or REFUSED."""
+    """What is wrong with a row; `truth` is a number, one with its tolerance, REFUSED, or None where it isn't known."""
     if row.reason.startswith("unexpected"):
         return f"{name}: {row.reason}"
     if math.isnan(row.value):
         return None if row.reason else f"{name}: no value and no reason"
+    if truth is None:
+        return None
     if truth == REFUSED:
         return f"{name}: {row.value:.8g} for what has no value"
     truth, room = truth if isinstance(truth, tuple) else (truth, 0.0)
