@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["IDIOMS", "Drawn", "Map", "drawn"]
+__all__ = ["IDIOMS", "Doubled", "Drawn", "Map", "Mean", "drawn"]
 
 _SHAPES = {"vector": (4,), "sequence": (3, 4), "image": (2, 4, 4), "tokens": (4,)}
 _ROWS, _ANY = ("vector", "sequence"), ("vector", "sequence", "image")
@@ -131,7 +131,7 @@ def _network(choose: random.Random) -> Drawn:
     outputs = choose.choice((1, 2, 3, 3))
     last = {
         "image": [choose.choice((nn.AdaptiveAvgPool2d(1), nn.Identity())), nn.Flatten()],
-        "sequence": [choose.choice((nn.Flatten(), _Mean()))],
+        "sequence": [choose.choice((nn.Flatten(), Mean()))],
         "vector": [],
     }[kind]
     features = nn.Sequential(*last)(x.clone()).shape[1]
@@ -262,8 +262,12 @@ class _InPlace(_Forward):
 
 
 class _ScaledInput(_Forward):
+    def __init__(self, parts):
+        super().__init__(parts)
+        self.scaled = Doubled()
+
     def forward(self, x):
-        return super().forward(2 * x if x.is_floating_point() else x)
+        return super().forward(self.scaled(x) if x.is_floating_point() else x)
 
 
 class _WritesInput(_Forward):
@@ -285,7 +289,7 @@ _WHOLES = [  # how it is written, what has no value then, and how often
     (_HiddenWeight, "data", 0.7),
     (_Softmax, "paths", 1),
     (_InPlace, "paths", 1),
-    (_ScaledInput, "paths", 1),
+    (_ScaledInput, "", 1),
     (_WritesInput, "paths", 1),
 ]
 
@@ -300,7 +304,12 @@ def _wrapped(choose: random.Random, parts: list[nn.Module]) -> tuple[nn.Module, 
 # Parts
 
 
-class _Mean(nn.Module):
+class Doubled(nn.Module):
+    def forward(self, x):
+        return x * 2
+
+
+class Mean(nn.Module):
     def forward(self, x):
         return x.mean(1)
 
@@ -644,9 +653,9 @@ def input_one_hot(draw):
     return _Call(lambda self, x: self.parts[0](F.one_hot(x, _ALPHABET).double()), nn.Linear(_ALPHABET, 3))
 
 
-@_idiom(*_ANY, without="paths")
+@_idiom(*_ANY)
 def input_doubled(draw):
-    return _Call(lambda self, x: x * 2)
+    return Doubled()
 
 
 @_idiom(*_ANY, without="paths")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from grammar import Map
+from grammar import Doubled, Map, Mean
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -398,7 +398,9 @@ def _path_form(module: nn.Module, p: int) -> Callable | None:
     kind = type(module).__name__
     if isinstance(module, nn.ReLU | nn.Tanh | nn.LeakyReLU | _BATCH_NORM):
         return lambda z: z
-    if kind == "_Mean":
+    if isinstance(module, Doubled):
+        return lambda z: 2**p * z
+    if isinstance(module, Mean):
         return lambda z: z.sum(1) / z.shape[1] ** p
     if kind == "AdaptiveAvgPool2d":
         return lambda z: z.sum((2, 3), keepdim=True) / z[0, 0].numel() ** p
