@@ -3,6 +3,7 @@
 import random
 import warnings
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -104,9 +105,18 @@ def _fitting(number: int) -> Iterator[tuple[int, Drawn]]:
             yield seed, found
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of what is deprecated, and of checkpoints where nothing is differentiated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 @torch.no_grad()
 def _own_labels(network: nn.Module, inputs: Tensor) -> Tensor:
-    logits = network(inputs.clone())
+    with _quiet():
+        logits = network(inputs.clone())
     return logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
 
 
@@ -124,7 +134,8 @@ def _network(choose: random.Random) -> Drawn:
         for part in made if isinstance(made, list) else [made]:
             _settle(part)
             parts.append(part.eval())
-            x = part(x.clone())
+            with _quiet():
+                x = part(x.clone())
         kind = {1: "vector", 2: "sequence", 3: "image"}[x.dim() - 1]
         idioms.append(name)
         without |= known[name].without
@@ -807,8 +818,7 @@ def layer_norm(draw):
 
 @_idiom(*_ROWS, without="paths norms", weight=0.7)
 def scripted(draw):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, and in use
+    with _quiet():
         return torch.jit.script(nn.Sequential(_linear(draw), nn.Tanh()))
 
 
