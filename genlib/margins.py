@@ -1,6 +1,8 @@
 """Margins of the output and of every layer, their percentiles, and margins normalized by a network's complexity."""
 
+import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +14,7 @@ from genlib.network.precision import full_precision
 from genlib.norms import log_spectral_complexity
 
 __all__ = [
+    "input_margins",
     "layer_margins",
     "margin_percentile",
     "margins_of_logits",
@@ -45,14 +48,37 @@ def layer_margins(
 ) -> Float[Tensor, "*models layers samples"]:
     """m / ‖∂m/∂h_l‖₂, m the output margin: to first order how far h_l can move before the class changes.
 
-    h_l is what goes into the l-th dense or convolution layer, in the order in which they run: the first row is the
-    margin in input space. The pair of classes, the label and its strongest rival, is held fixed (Elsayed et al. 2018;
-    Jiang et al. 2019). Where the gradient is zero no move helps: the margin is infinite with the sign of m, or 0.
-    Cost: a forward and one backward pass for all layers together. A stack takes its networks one by one.
-    Errors as `output_margins`; a network with no dense or convolution layer: ValueError.
+    h_l is what goes into the l-th dense or convolution layer, in the order in which they run; where nothing comes
+    before the first, its row is that of `input_margins`. The pair of classes, the label and its strongest rival, is
+    held fixed (Elsayed et al. 2018; Jiang et al. 2019). Where the gradient is zero no move helps: the margin is
+    infinite with the sign of m, or 0. Cost: a forward and one backward pass for all layers together, and those over two
+    samples. A stack takes its networks one by one. Errors as `output_margins`; a network with no dense or convolution
+    layer, a layer whose input has other rows than one for each sample: ValueError.
     """
-    network, inputs = _measurable(network, inputs, labels, chunk_size)
-    rows = [_of_layers(one.shared_copy(), inputs, labels, chunk_size) for one in network.each]
+    network, inputs = _with_classes(network, inputs, labels, chunk_size)
+    rows = []
+    for one in network.each:
+        module, met = _with_inputs_of_layers(one, inputs.is_floating_point())
+        _require_rows_of_samples(module, met, inputs[:2], labels[:2])
+        rows.append(_over_gradients(module, met, inputs, labels, chunk_size))
+    return rows[0] if network.size is None else torch.stack(rows)
+
+
+@full_precision()
+def input_margins(
+    network: nn.Module | Network, inputs: Float[Tensor, "samples ..."], labels: Tensor, *, chunk_size: int = 256
+) -> Float[Tensor, "*models samples"]:
+    """m / ‖∂m/∂x‖₂, m the output margin: to first order how far an input x can move before the class changes.
+
+    In units of the input, whatever comes before the first layer; as `layer_margins` besides, and at its cost.
+    ValueError: as `output_margins`; inputs that are no floating-point numbers, or on which no output hangs.
+    """
+    if not inputs.is_floating_point():
+        raise ValueError(
+            f"inputs is of {inputs.dtype}; a margin in input space needs numbers that vary, make them float"
+        )
+    network, inputs = _with_classes(network, inputs, labels, chunk_size)
+    rows = [_over_gradients(one.shared_copy(), None, inputs, labels, chunk_size)[0] for one in network.each]
     return rows[0] if network.size is None else torch.stack(rows)
 
 
@@ -121,23 +147,69 @@ def _measurable(
     return measurable(network, inputs, labels, chunk_size)
 
 
-def _of_layers(module: nn.Module, inputs: Tensor, labels: Tensor, chunk_size: int) -> Float[Tensor, "layers samples"]:
-    met: list[Tensor] = []
-    for layer in module.modules():
+def _with_classes(
+    network: nn.Module | Network, inputs: Tensor, labels: Tensor, chunk_size: int
+) -> tuple[Network, Tensor]:
+    network, inputs = _measurable(network, inputs, labels, chunk_size)
+    with torch.no_grad():
+        require_classes(network.apply(network.params, inputs[:1]), labels, network.size, at_least=2)
+    return network, inputs
+
+
+def _with_inputs_of_layers(network: Network, floating: bool) -> tuple[nn.Module, list[tuple[str, Tensor]]]:
+    """A copy that shares every tensor, and the list where it writes each layer's name and input as it runs."""
+    module, met = network.shared_copy(requires_grad=not floating), []  # whole numbers have no graph of their own
+
+    def record(name: str) -> Callable:
+        return lambda _, args, named: met.append((name, args[0] if args else named["input"]))
+
+    for name, layer in module.named_modules():
         if isinstance(layer, _WEIGHTED):
-            layer.register_forward_pre_hook(lambda _, args: met.append(args[0]))
+            layer.register_forward_pre_hook(record(name), with_kwargs=True)
+    return module, met
+
+
+def _margins(module: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The inputs as a leaf, and the margins that hang on it."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(x.is_floating_point())
+        logits = module(x.clone())  # for an operation in place may not touch a leaf
+        m = margins_of_logits(logits, labels)
+    if not m.requires_grad:
+        raise ValueError("network: its output has no derivative with respect to inputs; remove no_grad or detach")
+    return x, m
+
+
+def _require_rows_of_samples(module: nn.Module, met: list, inputs: Tensor, labels: Tensor) -> None:
+    """Refuse layers whose input has another first axis than the samples': one sample's margin hangs on one row."""
+    _, m = _margins(module, inputs, labels)
+    if not met:
+        raise ValueError("network: it has no dense or convolution layer, so it has no layer margins")
+    layers = list(met)
+    met.clear()
+    places = [h for _, h in layers if h.requires_grad]
+    first = (torch.arange(len(m), device=m.device) == 0).to(m)
+    gradients = torch.autograd.grad(m, places, first, materialize_grads=True)
+    others = torch.stack([g[1:].abs().sum() for g in gradients]).tolist()  # the one host read
+    for (name, h), other in itertools.zip_longest(layers, others):
+        if not h.requires_grad or len(h) != len(inputs) or other:
+            raise ValueError(
+                f"network: {name} sees other rows than one for each sample, so its margins aren't known; "
+                "output_margins and input_margins are"
+            )
+
+
+def _over_gradients(
+    module: nn.Module, met: list | None, inputs: Tensor, labels: Tensor, chunk_size: int
+) -> Float[Tensor, "places samples"]:
+    """m / ‖∂m/∂h‖ at the inputs of the layers in `met`, or of the network itself."""
     rows, outputs = [], []
-    for x, y in batches(inputs, labels, chunk_size):
-        with torch.enable_grad():
-            # A clone, for an operation in place may not touch a leaf.
-            logits = module(x.requires_grad_().clone())
-            if not rows:
-                require_classes(logits, labels, None, at_least=2)
-            m = margins_of_logits(logits, y)
-            if not met:
-                raise ValueError("network: it has no dense or convolution layer, so it has no layer margins")
-            gradients = torch.autograd.grad(m.sum(), met, materialize_grads=True)
-        met.clear()
+    for chunk, y in batches(inputs, labels, chunk_size):
+        x, m = _margins(module, chunk, y)
+        places = [x] if met is None else [h for _, h in met]
+        gradients = torch.autograd.grad(m, places, torch.ones_like(m), materialize_grads=True)
+        if met:
+            met.clear()
         m = m.detach()
         outputs.append(m)
         norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])

@@ -17,6 +17,7 @@ __all__ = [
     "device",
     "dry_run",
     "environment",
+    "in_sweep",
     "knobs",
     "on_colab",
     "recording",
@@ -73,6 +74,11 @@ def dry_run() -> bool:
 def recording() -> bool:
     """Whether `GENLIB_RECORD` asks to write the claims' records rather than to compare with them."""
     return _flag("GENLIB_RECORD")
+
+
+def in_sweep() -> bool:
+    """Whether this is a sweep's task, whose result is kept: `GENLIB_SWEEP`, which the sweep itself sets."""
+    return _flag("GENLIB_SWEEP")
 
 
 def device() -> torch.device:

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ SECONDS_TO_ANSWER = 10  # of a scheduler
 
 def run(
     function: Callable,
-    grid: pd.DataFrame | Mapping[str, Sequence],
+    grid: pd.DataFrame | Mapping[str, Iterable],
     *,
     cache: str | Path,
     together: Sequence[str] = (),
@@ -39,17 +39,25 @@ def run(
     all cores), or where GENLIB_DASK names a scheduler, all its workers; the table is the same. `.attrs` says where it
     comes from, `to_parquet` writes both.
     ValueError: an empty grid, a configuration that is there twice, results that don't match the configurations, a
-    cluster's worker that runs several threads. ConnectionError: a scheduler that doesn't answer. What `function`
-    raises comes with its configuration as a note.
+    function that doesn't take the axes or gives no dict, a cluster's worker that runs several threads. ConnectionError:
+    a scheduler that doesn't answer. What `function` raises comes with its configuration as a note.
     """
     table = _configurations(grid, together)
     tasks = _tasks(table, together)
     source = hashlib.sha256(_source(function)).hexdigest()[:12]
+    try:
+        inspect.signature(function).bind(**tasks[0][1])
+    except TypeError as error:
+        raise ValueError(
+            f"function can't be called with the axes {', '.join(map(str, table))} of grid: {error}"
+        ) from error
     knobs, sources = scale.knobs(), scale.sources_hash()
     code = f"{function.__module__}.{function.__qualname__} {source}, genlib {sources}"
     store = Memory(cache, verbose=0).cache(_kept, ignore=["rows"])
     found = {i: rows for i, (_, task) in enumerate(tasks) if (rows := _recall(store, code, task)) is not None}
     missing = [i for i in range(len(tasks)) if i not in found]
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}; it must be at least 1, or None for all cores")
     with _machines(workers) as parallel, progress(total=len(missing), what=f"tasks ({len(found)} kept)") as line:
         results = parallel(delayed(_alone)(i, function, tasks[i], knobs, sources) for i in missing)
         for i, rows in results:
@@ -82,18 +90,31 @@ def converged(table: pd.DataFrame, *, by: Sequence[str] = ()) -> tuple[pd.DataFr
     return table[met], pd.DataFrame(rows)
 
 
-def _configurations(grid: pd.DataFrame | Mapping[str, Sequence], together: Sequence[str]) -> pd.DataFrame:
+def _configurations(grid: pd.DataFrame | Mapping[str, Iterable], together: Sequence[str]) -> pd.DataFrame:
     if isinstance(grid, pd.DataFrame):
         table = grid.reset_index(drop=True)
     else:
-        table = pd.DataFrame(itertools.product(*grid.values()), columns=list(grid))
+        if not isinstance(grid, Mapping):
+            raise ValueError(f"grid is a {type(grid).__name__}; give a table, or a dict of the values on each axis")
+        axes = {axis: _values(axis, values) for axis, values in grid.items()}
+        table = pd.DataFrame(itertools.product(*axes.values()), columns=list(axes))
     if table.empty:
         raise ValueError("grid holds no configuration; give every axis at least one value")
+    if isinstance(together, str):
+        raise ValueError(f"together is {together!r}; give a tuple of axes, ({together!r},)")
     if missing := [axis for axis in together if axis not in table]:
         raise ValueError(f"together names {', '.join(missing)}, which grid lacks; its axes are {', '.join(table)}")
     if twice := table.duplicated().sum():
         raise ValueError(f"grid holds {twice} configurations twice; runs that differ in chance alone differ in a seed")
     return table
+
+
+def _values(axis: str, values: Iterable) -> list:
+    if isinstance(values, torch.Tensor):
+        values = values.tolist()
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise ValueError(f"grid[{axis!r}] is {values!r}; give the values on an axis as a list, [{values!r}]")
+    return list(values)
 
 
 def _tasks(table: pd.DataFrame, together: Sequence[str]) -> list[Task]:
@@ -117,7 +138,7 @@ def _alone(i: int, function: Callable, task: Task, knobs: dict[str, str], source
     if scale.sources_hash() != sources:
         raise RuntimeError("a worker has another genlib than this process; install the same one on both")
     threads, before = torch.get_num_threads(), scale.knobs()
-    scale.turn(knobs)
+    scale.turn(knobs | {"GENLIB_SWEEP": "1"})
     torch.set_num_threads(1)
     try:
         return i, _matched(function(**task[1]), task, function.__qualname__)
@@ -131,12 +152,23 @@ def _alone(i: int, function: Callable, task: Task, knobs: dict[str, str], source
 
 def _matched(found, task: Task, name: str) -> list[dict]:
     rows, setting = task
-    found = [dict(row) for row in ([found] if isinstance(found, Mapping) else found)]
+    found = [found] if isinstance(found, Mapping) else found
+    if isinstance(found, str) or not isinstance(found, Iterable):
+        raise ValueError(f"{name} gave {found!r}; have it return a dict, or for axes together a list of one dict each")
+    found = list(found)
+    if odd := [row for row in found if not isinstance(row, Mapping)]:
+        raise ValueError(f"{name} gave {odd[0]!r} for a configuration; have it return a dict for each")
+    found = [{key: _plain(value) for key, value in row.items()} for row in found]
     if len(found) != len(rows):
         raise ValueError(f"{name} gave {len(found)} results for {len(rows)} configurations; give one for each")
     if clash := sorted(set(setting).intersection(*found)):
         raise ValueError(f"{name} gives {', '.join(clash)}, which are axes; give the results other names")
     return found
+
+
+def _plain(value):
+    """A number in place of a tensor that holds one, for a table can't be written with tensors."""
+    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
 
 
 def _kept(code: str, task: dict, rows: list[dict] | None) -> list[dict]:

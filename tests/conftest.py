@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import hypothesis
+import jaxtyping
 import pytest
 import torch
 
@@ -41,6 +42,14 @@ def _nothing_unexpected(monkeypatch):
         raise error
 
     monkeypatch.setattr("genlib.measures.evaluation.unexpected", raised)
+
+
+@pytest.fixture
+def unchecked():
+    """Without the type checks of the tests, which would refuse a wrong type before genlib can."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

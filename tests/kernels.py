@@ -70,6 +70,7 @@ def kernels(draws=8, steps=3):
         "path_norm": lambda n, s, x, y: norms.path_norm(n, input_shape=SHAPE),
         "spectral_complexity": lambda n, s, x, y: norms.spectral_complexity(n, s, input_shape=SHAPE),
         "output_margins": lambda n, s, x, y: margins.output_margins(n, x, y),
+        "input_margins": lambda n, s, x, y: margins.input_margins(n, x, y),
         "layer_margins": lambda n, s, x, y: margins.layer_margins(n, x, y),
         "normalized_margins": lambda n, s, x, y: margins.normalized_margins(n, s, x, y),
         "jacobian_norms": lambda n, s, x, y: sensitivity.jacobian_norms(n, x, of=("logits", "probabilities")),

@@ -1,5 +1,6 @@
 """The peak of the memory that a kernel takes, and what each is allowed: so many times the parameters, and a chunk."""
 
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -8,11 +9,14 @@ from torch import Tensor, UntypedStorage, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["BOUNDS", "Live", "entries", "measured", "peak"]
+from genlib import curvature, sensitivity
+
+__all__ = ["BOUNDS", "Live", "eigenvalue_memory", "entries", "jacobian_memory", "measured", "peak"]
 
 # At most so many times the parameters, and so many times the activations of one chunk: what all layers put out for it.
-# Of 8 draws one lies on the device at a time, or as many as fit in 64 MB; of 6 random vectors a third is kept; of
-# `top_eigenvalues` k = 3 are asked for, 4k + 13 times the parameters and the graph of the gradient.
+# The look at derivatives takes float64: a copy and a gradient are four times the parameters of float32, a second
+# derivative seven. Of 8 draws one lies on the device at a time, or as many as fit in 64 MB; of 6 random vectors a third
+# is kept; of `top_eigenvalues` k = 3 are asked for, 2k + 14 times the parameters and the graph of the gradient.
 BOUNDS = {
     "weights alone": {
         **dict.fromkeys(("frobenius_norms", "group_norms", "path_norm"), (2, 0)),
@@ -20,7 +24,7 @@ BOUNDS = {
         "distances": (4, 0),
     },
     "outputs": {
-        **dict.fromkeys(("output_margins", "layer_margins", "transitions"), (2, 1)),
+        **dict.fromkeys(("output_margins", "layer_margins", "input_margins", "transitions"), (2, 1)),
         "normalized_margins": (3, 1),
         **dict.fromkeys(("jacobian_norms", "jacobian_norms, spectral", "mean_squared_jacobian_norm"), (2, 3)),
     },
@@ -35,14 +39,14 @@ BOUNDS = {
         "sam_sharpness": (4, 2),
     },
     "curvature": {
-        "trace": (2, 3),
+        "trace": (4, 3),
         "gradient_variance": (4, 4),
-        "hessian_vector_product": (5, 4),
+        "hessian_vector_product": (8, 4),
         "trace by vectors": (12, 4),
         "frobenius_norm": (10, 4),
         "gauss_newton_error": (11, 6),
         "spectral_density": (13, 4),
-        **dict.fromkeys(("top_eigenvalues", "log_basin_volume"), (30, 4)),
+        **dict.fromkeys(("top_eigenvalues", "log_basin_volume"), (20, 4)),
     },
 }
 
@@ -93,6 +97,23 @@ def measured(name: str) -> tuple[float, float]:
     network, initial = convolutional(0), convolutional(1)
     inputs, labels = _data(network, 2000)
     return parameters, peak(kernel, network, initial, inputs, labels) / _activations(network, inputs)
+
+
+def eigenvalue_memory(k: int, chunk_size: int | None = None) -> float:
+    """The peak of `top_eigenvalues` in parameters of a wide network on four samples, with restarts."""
+    network = _wide(0)
+    calls = {"chunk_size": chunk_size, "max_matvecs": 3 * k + 30, "tolerance": 1e-3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of what doesn't converge so soon
+        taken = peak(lambda: curvature.top_eigenvalues(network, *_data(network, 4), k, **calls))
+    return taken / sum(p.nbytes for p in network.parameters())
+
+
+def jacobian_memory(of: str | tuple[str, ...], norm: str, classes: int) -> float:
+    """The peak of `jacobian_norms` in megabytes (2²⁰ bytes) on a small network of many classes."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, classes))
+    return peak(lambda: sensitivity.jacobian_norms(network, torch.randn(4, 16), of=of, norm=norm)) / 2**20
 
 
 def entries() -> list[dict]:

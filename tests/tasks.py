@@ -56,3 +56,15 @@ def clashing(width):
 
 def short(width, seed):
     return [{"value": 1}]
+
+
+def nothing(width):
+    return None
+
+
+def listed(width):
+    return [width]
+
+
+def measured(width):
+    return {"norm": torch.tensor(2.0) * width, "width_seen": width}

@@ -77,7 +77,7 @@ def test_layer_margins_in_chunks_and_one_backward_pass_for_all(name):
     linear = next(part for part in module.modules() if isinstance(part, nn.Linear))
     linear.register_full_backward_hook(lambda *_: calls.append("backward"))
     whole = margins.layer_margins(module, inputs, labels)
-    assert len(calls) == 1
+    assert len(calls) == 2  # and one over two samples, whose rows are looked at
     torch.testing.assert_close(margins.layer_margins(module, inputs, labels, chunk_size=4), whole)
 
 
@@ -118,7 +118,7 @@ def test_margins_scale_and_rescaled_units_keep_them(seed, c):
 
 
 @pytest.mark.parametrize("name", ["dense", "residual"])
-@pytest.mark.parametrize("measure", [margins.output_margins, margins.layer_margins])
+@pytest.mark.parametrize("measure", [margins.output_margins, margins.layer_margins, margins.input_margins])
 def test_a_stack_gives_one_value_a_model(name, measure):
     modules = [case(name, seed)[0] for seed in range(3)]
     _, inputs, labels = case(name)
@@ -127,7 +127,7 @@ def test_a_stack_gives_one_value_a_model(name, measure):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("measure", [margins.output_margins, margins.layer_margins])
+@pytest.mark.parametrize("measure", [margins.output_margins, margins.layer_margins, margins.input_margins])
 def test_everything_is_left_as_it_was(name, measure):
     module, inputs, labels = case(name)
     with unchanged(module, inputs), torch.no_grad():
@@ -193,7 +193,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("measure", [margins.output_margins, margins.layer_margins])
+@pytest.mark.parametrize("measure", [margins.output_margins, margins.layer_margins, margins.input_margins])
 @pytest.mark.parametrize("name", REFUSED)
 def test_bad_input_is_refused_by_name(name, measure):
     module, inputs, labels, message = REFUSED[name]

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from kernels import case, kernels
-from memory import BOUNDS, Live, measured, peak
+from memory import BOUNDS, Live, eigenvalue_memory, jacobian_memory, measured, peak
 
 from genlib import margins, sensitivity
 from genlib.network import chunks, objective
+from genlib.sensitivity import jacobians
 
 OF = {name: bound for bounds in BOUNDS.values() for name, bound in bounds.items()}
 
@@ -37,10 +38,26 @@ def test_memory_is_what_is_said(name):
     assert activations <= max(OF[name][1], 0.01)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize(("k", "at_most"), [(1, 16), (8, 30), (10, 30), (20, 50)])
+def test_largest_eigenvalues_take_as_many_vectors_as_are_said(k, at_most, chunk_size):
+    parameters = eigenvalue_memory(k, chunk_size)
+    assert at_most - 4 <= parameters <= at_most
+
+
+@pytest.mark.parametrize("norm", ["frobenius", "spectral"])
+@pytest.mark.parametrize("of", ["probabilities", "logits", ("probabilities", "logits")])
+def test_jacobians_of_many_classes_stay_within_their_limit(of, norm, monkeypatch):
+    # 1,000 classes: of these a square matrix alone is 3.8 MB
+    monkeypatch.setattr(jacobians, "_JACOBIAN_BYTES", 2 * 2**20)
+    assert jacobian_memory(of, norm, 1_000) <= 2
+
+
 BY_CHUNKS = {
     **{name: kernels()[name] for group in ("perturbed weights", "curvature") for name in BOUNDS[group]},
     "output_margins": lambda n, s, x, y: margins.output_margins(n, x, y, chunk_size=24),
     "layer_margins": lambda n, s, x, y: margins.layer_margins(n, x, y, chunk_size=24),
+    "input_margins": lambda n, s, x, y: margins.input_margins(n, x, y, chunk_size=24),
     "jacobian_norms": lambda n, s, x, y: sensitivity.jacobian_norms(n, x, chunk_size=24),
     "mean_squared_jacobian_norm": lambda n, s, x, y: sensitivity.mean_squared_jacobian_norm(n, x, chunk_size=24),
     "transitions": lambda n, s, x, y: sensitivity.transitions(n, x, chunk_size=24),

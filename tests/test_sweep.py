@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tasks import clashing, counted, drawn, failing, fatal_once, knobs, short, trained
+import torch
+from tasks import clashing, counted, drawn, failing, fatal_once, knobs, listed, measured, nothing, short, trained
 
 from genlib import scale, sweep
 
@@ -157,11 +158,29 @@ def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch):
         (short, {"width": [1], "seed": [0, 1]}, ["seed"], ValueError, "short gave 1 results for 2 configurations"),
         (print, {"width": [1]}, (), ValueError, "has no source"),
         (failing, {"width": [1]}, (), ZeroDivisionError, "no such network"),
+        (nothing, {"width": [1]}, (), ValueError, "nothing gave None; have it return a dict"),
+        (listed, {"width": [1]}, (), ValueError, "listed gave 1 for a configuration; have it return a dict"),
+        (measured, {"depth": [1]}, (), ValueError, "function can't be called with the axes depth of grid"),
+        (measured, {"width": 1}, (), ValueError, r"grid\['width'\] is 1; give the values on an axis as a list"),
+        (measured, {"width": "12"}, (), ValueError, r"grid\['width'\] is '12'"),
+        (measured, [1, 2], (), ValueError, "grid is a list; give a table, or a dict"),
+        (measured, {"width": [1]}, "width", ValueError, "together is 'width'; give a tuple of axes"),
     ],
 )
-def test_bad_input_is_named(tmp_path, function, grid, together, error, message):
+def test_bad_input_is_named(tmp_path, function, grid, together, error, message, unchecked):
     with pytest.raises(error, match=message):
         sweep.run(function, grid, cache=tmp_path, together=together, workers=1)
+
+
+def test_workers_that_are_none_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="workers is 0; it must be at least 1"):
+        sweep.run(measured, {"width": [1]}, cache=tmp_path, workers=0)
+
+
+def test_tensors_of_one_number_are_numbers_in_the_table(tmp_path):
+    table = sweep.run(measured, {"width": torch.arange(1, 4)}, cache=tmp_path, workers=1)
+    assert table.to_dict("list") == {"width": [1, 2, 3], "norm": [2.0, 4.0, 6.0], "width_seen": [1, 2, 3]}
+    assert [kind.kind for kind in table.dtypes] == ["i", "f", "i"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -41,8 +41,9 @@ def top_eigenvalues(
     it has, says in `converged` which pairs are done, and warns. An exactly repeated eigenvalue may be counted fewer
     times, unless few differ. A stack: one model after the other, with a leading axis; cost is that of the dearest.
     Cost: 3 + 6 a product in forward passes, 9 a product in several chunks; about 30 products for k = 10. Memory:
-    4 k + 13 times the parameters and the graph of the gradient. ValueError: as `Objective.of`; the loss `error`; a k
-    that isn't from 1 to the number of parameters; a tolerance finer than the precision resolves.
+    the graph of the gradient and, in parameters, 2 k + 14 up to k = 8, then 30, from k = 10 on 2 k + 10; of these k are
+    the eigenvectors and stay. ValueError: as `Objective.of`; the loss `error`; a k that isn't from 1 to the number of
+    parameters; a tolerance finer than the precision resolves; a Hessian too small for its smallest numbers.
     """
     objective = objective_of(network, inputs, labels, loss, chunk_size)
     _require_tolerance(tolerance, objective)

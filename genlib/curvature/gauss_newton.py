@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from genlib.estimates import Estimate
-from genlib.network import Network
+from genlib.network import Network, Params
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, rademacher
 from genlib.network.operations import altered
@@ -117,17 +117,20 @@ def exact_trace(
         objective = replace(objective, chunk_size=max(1, objective.chunk_size // count))
     module, met = with_records(objective.network)
     by_layer: dict[str, Tensor] = {}
-    variance = objective.inputs.new_zeros((), dtype=next(iter(objective.network.params.values())).dtype)
+    variance = next(iter(objective.network.params.values())).new_zeros(())
     for inputs, _ in objective.batches:
-        total = 0.0
+        total = variance.new_zeros(count, len(inputs))
         for name, layer, x, delta in _backward(module, met, inputs, loss, count if drawn else None, generator):
             squares = squared_gradients(layer, x, delta)
             by_layer[name] = by_layer.get(name, 0.0) + squares.sum() / objective.samples
             total = total + squares
         if drawn:
             variance += count * total.var(0).sum() / objective.samples**2
+    by_layer = {name: by_layer.get(name, variance.new_zeros(())) for name, *_ in met}
     weighing = any(isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)) for _, layer, *_ in met)
-    return Estimate(sum(by_layer.values()), variance.sqrt(), 1.0 + count * (1 + weighing), by_layer)
+    return Estimate(
+        sum(by_layer.values(), variance.new_zeros(())), variance.sqrt(), 1.0 + count * (1 + weighing), by_layer
+    )
 
 
 def with_records(network: Network) -> tuple[nn.Module, list[tuple[str, nn.Module, Tensor, Tensor]]]:
@@ -136,15 +139,15 @@ def with_records(network: Network) -> tuple[nn.Module, list[tuple[str, nn.Module
     met: list[tuple[str, nn.Module, Tensor, Tensor]] = []
 
     def record(name: str) -> Callable:
-        def hook(layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-            met.append((name, layer, args[0].detach(), output))
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], named: Params, output: Tensor) -> Tensor:
+            met.append((name, layer, (args[0] if args else named["input"]).detach(), output))
             return output.clone()  # what comes next may work in place
 
         return hook
 
     for name, layer in module.named_modules():
         if type(layer) in _LAYERS and _own(layer):
-            layer.register_forward_hook(record(name))
+            layer.register_forward_hook(record(name), with_kwargs=True)
     return module, met
 
 
@@ -162,8 +165,11 @@ def _backward(
         logits = module(inputs)
     factor = _factor(logits.detach(), loss, drawn, generator)
     outputs = [output for *_, output in met]
-    deltas = torch.autograd.grad(logits, outputs, factor, is_grads_batched=True, materialize_grads=True)
-    return [(name, layer, x, delta) for (name, layer, x, _), delta in zip(met, deltas, strict=True)]
+    # Not materialize_grads, whose zeros would lack the axis of cotangents. A layer on which no logit hangs counts zero.
+    deltas = torch.autograd.grad(logits, outputs, factor, is_grads_batched=True, allow_unused=True)
+    return [
+        (name, layer, x, delta) for (name, layer, x, _), delta in zip(met, deltas, strict=True) if delta is not None
+    ]
 
 
 def _factor(

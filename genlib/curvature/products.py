@@ -1,14 +1,15 @@
 """Products of the Hessian of a mean loss, and of its Gauss-Newton part, with vectors, on graphs that are built once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from genlib.curvature.derivatives import require_derivatives, twice_differentiable
 from genlib.network import Network, Params
+from genlib.network.derivatives import require_derivatives, twice_differentiable
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, rademacher, with_slope
 from genlib.network.precision import full_precision
@@ -72,7 +73,9 @@ def hessian_product(objective: Objective) -> Callable[[Params], Params]:
             )
             loss = with_slope(objective.losses(logits, labels).sum() / objective.samples)
             gradient = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-        return lambda along: _pulled_back(gradient, leaves, along)
+        # Where they lie in the graph is enough, and the gradients themselves are let go.
+        curved = [(i, get_gradient_edge(part)) for i, part in enumerate(gradient) if part.requires_grad]
+        return lambda along: _pulled_back([edge for _, edge in curved], leaves, [along[i] for i, _ in curved])
 
     return _summed(objective, linearized)
 
@@ -99,14 +102,15 @@ def _gauss_newton_product(objective: Objective) -> Callable[[Params], Params]:
 
 
 def _leaves(objective: Objective) -> tuple[list[Tensor], list[str]]:
-    # Copies: the network may be trained on while its products are in use.
     params = objective.network.params
-    return [w.detach().clone().requires_grad_() for w in params.values()], list(params)
+    return [w.detach().requires_grad_() for w in params.values()], list(params)
 
 
-def _pulled_back(outputs: Sequence[Tensor], inputs: Sequence[Tensor], along: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _pulled_back(
+    outputs: Sequence[Tensor | GradientEdge], inputs: Sequence[Tensor], along: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     """The gradient of Σ outputs · along in the inputs; outputs that don't depend on them count as constants."""
-    curved = [(output, v) for output, v in zip(outputs, along, strict=True) if output.requires_grad]
+    curved = [(output, v) for output, v in zip(outputs, along, strict=True) if getattr(output, "requires_grad", True)]
     if not curved:
         return tuple(torch.zeros_like(one) for one in inputs)
     outputs, along = zip(*curved, strict=True)
@@ -136,8 +140,9 @@ def _flat(product: Callable[[Params], Params], like: Params) -> Callable[[Tensor
     sizes = [w.numel() for w in like.values()]
 
     def flat(v: Float[Tensor, " parameters"]) -> Float[Tensor, " parameters"]:
-        # Clones, for what lies at an odd place of v can't be viewed as complex numbers.
-        parts = {name: part.clone().view_as(w) for (name, w), part in zip(like.items(), v.split(sizes), strict=True)}
+        parts = {name: part.view_as(w) for (name, w), part in zip(like.items(), v.split(sizes), strict=True)}
+        # What lies at an odd place of v can't be viewed as complex numbers, which pairs of real ones may stand for.
+        parts = {name: part.clone() if part.shape[-1:] == (2,) else part for name, part in parts.items()}
         return torch.cat([part.flatten() for part in product(parts).values()])
 
     return flat
@@ -155,14 +160,16 @@ def hessian_vector_product(
     """v ↦ ∇²L(w) v, L the mean loss and w the weights of now; v and the product have the weights' names and shapes.
 
     Where the data are one chunk, the graph of the gradient is built once and kept: 4 forward passes, then 6 a product
-    (less what the first layer saves), and the memory of that graph; in several chunks 9 a product. A stack gives every
-    model's product at once. ValueError: as `Objective.of`; the loss `error`, or one that isn't finite; a v of other
-    names or shapes. Pearlmutter 1994.
+    (less what the first layer saves), and the memory of that graph, at the start 7 times the parameters; in several
+    chunks 9 a product. A stack gives every model's product at once. ValueError: as `Objective.of`; the loss `error`, or
+    one that isn't finite; a v of other names or shapes. Pearlmutter 1994.
     """
     objective = objective_of(network, inputs, labels, loss, chunk_size)
     objective.at_rest()
     shapes = {name: w.shape for name, w in objective.network.params.items()}
-    product = hessian_product(objective)
+    # A copy: the network may be trained on while its products are in use.
+    copied = {name: w.detach().clone() for name, w in objective.network.params.items()}
+    product = hessian_product(replace(objective, network=replace(objective.network, params=copied)))
 
     @full_precision()
     def checked(v: Params) -> Params:
@@ -186,5 +193,5 @@ def objective_of(
     if loss == "error":
         raise ValueError("loss is 'error', which has no curvature; choose cross_entropy or mse")
     objective = Objective.of(network, inputs, labels, loss, chunk_size)
-    require_derivatives(objective, hessian_product if twice else None)
+    require_derivatives(objective, twice=twice)
     return objective

@@ -5,12 +5,12 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from genlib.curvature import sketches
-from genlib.curvature.derivatives import require_derivatives
 from genlib.curvature.gauss_newton import exact_trace, obstacle, unlike_samples
-from genlib.curvature.products import gauss_newton, hessian, hessian_product, objective_of
+from genlib.curvature.products import gauss_newton, hessian, objective_of
 from genlib.curvature.stacks import joined_estimates, of_model
 from genlib.estimates import Eigenpairs, Estimate
 from genlib.network import Network
+from genlib.network.derivatives import require_derivatives
 from genlib.network.losses import Loss
 from genlib.network.objective import seeded_generator
 from genlib.network.precision import full_precision
@@ -54,7 +54,7 @@ def trace(
     if method == "exact" and why:
         raise ValueError(f"{why}; method='hutch++' estimates the trace")
     if method == "hutch++" or why:
-        require_derivatives(objective, hessian_product)
+        require_derivatives(objective, twice=True)
         found = [sketches.hutch_plus_plus(hessian(one), vectors, generator) for one in objective.each]
     else:
         found = [exact_trace(one, loss, cotangents, chunk_size, generator) for one in objective.each]

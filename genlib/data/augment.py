@@ -12,7 +12,11 @@ __all__ = ["chain", "random_crops", "random_flips", "random_rolls"]
 def random_crops(padding: int) -> Callable[[Tensor], Tensor]:
     """Pad images [samples, channels, height, width] with zeros, and cut each to its size again at a random place."""
 
+    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+        raise ValueError(f"padding is {padding!r}; give a whole number of pixels")
+
     def augment(images: Tensor) -> Tensor:
+        _require_axes("random_crops", images, "images [samples, channels, height, width]", 4)
         samples, _, height, width = images.shape
         padded = F.pad(images, (padding,) * 4)
         top, left = torch.randint(2 * padding + 1, (2, samples, 1), device=images.device)
@@ -38,7 +42,11 @@ def random_flips() -> Callable[[Tensor], Tensor]:
 def random_rolls(most: int) -> Callable[[Tensor], Tensor]:
     """Shift each signal [samples, length] by up to `most` places either way, its ends joined."""
 
+    if isinstance(most, bool) or not isinstance(most, int) or most < 0:
+        raise ValueError(f"most is {most!r}; give a whole number of places")
+
     def augment(signals: Tensor) -> Tensor:
+        _require_axes("random_rolls", signals, "signals [samples, length]", 2)
         samples, length = signals.shape
         shift = torch.randint(-most, most + 1, (samples, 1), device=signals.device)
         return signals.gather(1, (torch.arange(length, device=signals.device) - shift) % length)
@@ -55,3 +63,8 @@ def chain(*augmentations: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
         return batch
 
     return augment
+
+
+def _require_axes(what: str, batch: Tensor, wanted: str, axes: int) -> None:
+    if batch.dim() != axes:
+        raise ValueError(f"{what} takes {wanted}, but the batch has the shape {tuple(batch.shape)}")

@@ -64,6 +64,10 @@ def gaussian_pixels(dataset: Dataset, *, seed: int) -> Dataset:
     def drawn(inputs: Tensor) -> Tensor:
         noise = torch.randn(inputs.shape, generator=generator, dtype=inputs.dtype).to(inputs.device)
         deviation, mean = torch.std_mean(dataset.inputs, correction=0)
+        if not deviation.isfinite():
+            raise ValueError(
+                f"dataset: the inputs of {dataset.name} aren't all finite, and so neither is their variance"
+            )
         return noise.mul_(deviation).add_(mean)
 
     return _map_inputs(dataset, drawn, f"inputs replaced by Gaussian noise (seed {seed})")
@@ -78,6 +82,8 @@ def attack_set(dataset: Dataset, size: int, *, seed: int) -> Dataset:
     """
     most = len(dataset) // 2 if scale.dry_run() else len(dataset) - 1
     size = at_most("size", size, most, f"{dataset.name} has {len(dataset)} training samples, and one must stay")
+    if len(dataset.classes) < 2:
+        raise ValueError(f"dataset: {dataset.name} has one class, and so no wrong label; give it two or more")
     shift = torch.randint(1, len(dataset.classes), (size,), generator=generator_for(seed, "attack_set"))
     labels, replaced = dataset.labels.clone(), dataset.replaced.clone()
     labels[-size:] = (dataset.true_labels[-size:] + shift.to(dataset.device)) % len(dataset.classes)

@@ -1,7 +1,7 @@
 """A training and a test set on one device, and the history of what was done to them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,7 +45,8 @@ class Dataset:
             object.__setattr__(self, "true_labels", self.labels)
         if self.replaced is None:
             object.__setattr__(self, "replaced", torch.zeros_like(self.labels, dtype=torch.bool))
-        if not self.labels.shape == self.true_labels.shape == self.replaced.shape:
+        beside = (self.true_labels, self.replaced)
+        if not all(isinstance(tensor, Tensor) and tensor.shape == self.labels.shape for tensor in beside):
             raise ValueError("true_labels and replaced need one entry a label; give all anew, or None")
 
     def __len__(self) -> int:
@@ -116,6 +117,10 @@ def remembered(dataset: Dataset, step: str) -> Dataset:
 def _check(which: str, inputs, labels, classes) -> None:
     if not isinstance(inputs, StreamedImages) and not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
         raise ValueError(f"{which}inputs must be a tensor of floats; convert them, as by torch.as_tensor(…).float()")
+    if isinstance(inputs, Tensor) and inputs.dim() == 0:
+        raise ValueError(f"{which}inputs is a single number; give one row a sample")
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise ValueError(f"classes is {classes!r}; give the name of each, as ('cat', 'dog')")
     if not (isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.dim() == 1):
         raise ValueError(f"{which}labels must be a vector of int64; convert them, as by torch.as_tensor(…).long()")
     if len(labels) != len(inputs) or len(labels) == 0:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from genlib import scale
 from genlib.data import Dataset
 from genlib.estimates import Estimate
 from genlib.measures.catalogue import ROWS
@@ -50,10 +51,11 @@ def evaluate(
     read into memory. `initial`, `first_epoch`: the network before training (with a `run`, its start), and after an
     epoch. A stack, whose networks may have data of their own ([models, samples, …]) and a run each: an index level
     `network` in front. Small dense networks search together, so `passes` is then that of the longest search.
-    A measure that fails says so in its `reason`, too, and the others go on.
+    A measure that fails says so in its `reason`, too, and the others go on. An interrupt, or memory that is not to be
+    had, ends the table: the rows that are done stay, the others say why; within a sweep it raises.
     ValueError: a name that isn't in the catalogue, data or a network that no measure could take.
     """
-    measures = [_named(name) for name in (CATALOGUE if names is None else names)]
+    measures = [_named(name) for name in (CATALOGUE if names is None else [names] if isinstance(names, str) else names)]
     inputs, labels = _tensors(data)
     network = Network.of(network)
     if network.size is None:
@@ -62,7 +64,7 @@ def evaluate(
             "first_epoch": first_epoch,
         }
         others = {name: None if other is None else Network.of(other) for name, other in others.items()}
-        return _rows(Shared(network, inputs, labels, run=run, seed=seed, **others), measures)
+        return _rows(Shared(network, inputs, labels, run=run, seed=seed, **others), measures, [])
     if run is not None and initial is None:
         initial = Network.stack([one.initial for one in run])
     for name, other in (("initial", initial), ("first_epoch", first_epoch)):
@@ -71,14 +73,16 @@ def evaluate(
     if run is not None and len(run) != network.size:
         raise ValueError(f"run holds {len(run)} runs, network {network.size} networks; give each network its own")
     each = Shared.of_each(network, inputs, labels, initial=initial, first_epoch=first_epoch, run=run, seed=seed)
-    return pd.concat({i: _rows(shared, measures) for i, shared in enumerate(each)}, names=["network"])
+    ended: list[str] = []
+    return pd.concat({i: _rows(shared, measures, ended) for i, shared in enumerate(each)}, names=["network"])
 
 
-def _rows(shared: Shared, measures: list[Measure]) -> pd.DataFrame:
+def _rows(shared: Shared, measures: list[Measure], ended: list[str]) -> pd.DataFrame:
+    """The rows of one network. What ends the table is written into `ended`, and no measure is computed after it."""
     rows, numbers = [], []
     for measure in measures:
         before = shared.passes
-        found, reason = _measured(measure, shared)
+        found, reason = _measured(measure, shared, ended)
         rows.append((measure.name, shared.passes - before, reason))
         numbers.append(torch.stack([found.value.double(), found.standard_error.double()]))
     table = pd.DataFrame(rows, columns=["measure", "passes", "reason"]).set_index("measure")
@@ -93,15 +97,32 @@ def _rows(shared: Shared, measures: list[Measure]) -> pd.DataFrame:
     return table[["value", "standard_error", "passes", "reason"]]
 
 
-def _measured(measure: Measure, shared: Shared) -> tuple[Estimate, str]:
-    nothing = shared.number(math.nan)
+def _measured(measure: Measure, shared: Shared, ended: list[str]) -> tuple[Estimate, str]:
+    nothing = Estimate(shared.number(math.nan), shared.number(math.nan), 0.0)
+    if ended:
+        return nothing, ended[0]
     try:
         found = measure.compute(shared)
     except ValueError as refusal:
-        return Estimate(nothing, nothing, 0.0), str(refusal)
-    except Exception as error:
-        return Estimate(nothing, nothing, 0.0), unexpected(error)
+        return nothing, str(refusal)
+    except (Exception, KeyboardInterrupt) as error:
+        reason = _ends(error)
+        if reason is None:
+            return nothing, unexpected(error)
+        if scale.in_sweep():
+            raise
+        ended.append(reason)
+        return nothing, reason
     return (found if isinstance(found, Estimate) else Estimate(found, torch.zeros_like(found), 0.0)), ""
+
+
+def _ends(error: BaseException) -> str | None:
+    """Why a table ends with this error, if it does."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted before this row was measured; call evaluate again with the names that are missing"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "out of memory at this row or one before it; measure fewer samples, or this row by a kernel's chunk_size"
+    return None
 
 
 def unexpected(error: Exception) -> str:
@@ -125,6 +146,13 @@ def _tensors(data: object) -> tuple[Tensor, Tensor]:
         return data.inputs, data.labels
     if isinstance(data, DataLoader):
         batches = [_pair(batch, "a batch of the loader") for batch in data]
+        if not batches:
+            raise ValueError("data is a loader of no batches; give one of at least one sample")
+        if len({(x.shape[1:], x.dtype) for x, _ in batches}) > 1 or any(y.dim() == 0 for _, y in batches):
+            raise ValueError(
+                "data is a loader whose samples differ in shape from batch to batch, or that has no batches; pad them "
+                "to one shape, and give it a batch_size"
+            )
         inputs, labels = zip(*batches, strict=True)
         return torch.cat(inputs), torch.cat(labels)
     return _pair(data, "data")

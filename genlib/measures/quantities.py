@@ -57,7 +57,7 @@ class Quantities:
     def __init__(
         self,
         network: Network,
-        inputs: Float[Tensor, "samples ..."],
+        inputs: Tensor,
         labels: Int[Tensor, "..."],
         *,
         initial: Network | None,
@@ -70,7 +70,7 @@ class Quantities:
             self.network = self._objective.network  # which has passed the door
         except Entangled as refusal:
             self._objective, self.network = refusal, upcast_network(network)
-        self.weights, self.labels = self.network.params, labels
+        self.weights, self.labels = self.network.params, labels.long()
         self.input_shape, self.samples = tuple(inputs.shape[labels.dim() :]), labels.shape[-1]
         self._initial, self._first_epoch, self._run, self._seed = initial, first_epoch, run, seed
         self._found, self.passes = {}, 0.0
@@ -213,7 +213,7 @@ class Quantities:
     def input_margins(self) -> Float[Tensor, " samples"]:
         """How far each input is from where the network changes its mind, to first order."""
         self._require_two_outputs()
-        found = margins.layer_margins(*self._data)[0].double()
+        found = margins.input_margins(*self._data).double()
         self.passes += 2
         return found
 

@@ -116,7 +116,8 @@ class Shared(Quantities):
     @quantity
     def eigenpairs(self) -> Eigenpairs:
         """The largest of the Hessian."""
-        found = curvature.top_eigenvalues(*self._data, _EIGENVALUES, tolerance=_TOLERANCE, generator=self._generator())
+        k = min(_EIGENVALUES, self.parameters)
+        found = curvature.top_eigenvalues(*self._data, k, tolerance=_TOLERANCE, generator=self._generator())
         self.passes += found.passes
         return found
 
@@ -125,7 +126,7 @@ class Shared(Quantities):
         values = self.eigenpairs.values.double()
         if not values.min() > _TOLERANCE * values[0].abs():
             raise ValueError(
-                f"network: of the {_EIGENVALUES} largest eigenvalues of its Hessian the last is {values.min():.1e}, "
+                f"network: of the {len(values)} largest eigenvalues of its Hessian the last is {values.min():.1e}, "
                 f"the first {values[0]:.1e}: its logarithm is that of noise; measure it on more samples"
             )
         return values.log()

@@ -5,11 +5,13 @@ of it and the data. All rooms stand on this one, and may import its files one by
 what these hold.
 """
 
+from genlib.network.calls import plainly_called
 from genlib.network.functional import (
     Network,
     Params,
     aliases,
     called,
+    copied,
     layout,
     over_models,
     require_one_shape,
@@ -24,9 +26,11 @@ __all__ = [
     "Params",
     "aliases",
     "called",
+    "copied",
     "dense_steps",
     "layout",
     "over_models",
+    "plainly_called",
     "require_one_shape",
     "without_hooks",
 ]

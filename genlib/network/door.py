@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from genlib.network.functional import Network
+from genlib.network.operations import Rerun, dense_steps
 
 __all__ = ["Entangled", "admitted"]
 
@@ -24,11 +25,12 @@ class Entangled(ValueError):
 def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
     """The network, once its forward pass is seen to be a function of its weights and of each sample by itself.
 
-    A few samples, along `axis`, pass it twice together and once alone: two and a bit forward passes over eight of them,
-    and one host read; a network that was admitted passes again for nothing, and so does all on the meta device. One
-    that writes into its inputs gets a copy of every batch from now on, one that changes its buffers without a change of
-    its outputs copies of these, with a warning. ValueError: a forward pass that fails, gives no tensor, draws random
-    numbers, changes its outputs with its state, or takes weights that are no parameters of the module; `Entangled`.
+    A few samples, along `axis`, pass it twice together and once alone, and its graph once: three and a bit forward
+    passes over eight of them, and one host read; a network that was admitted passes again for nothing, and so does all
+    on the meta device. One that writes into its inputs gets a copy of every batch from now on, one that changes its
+    buffers without a change of its outputs copies of these, with a warning. ValueError: a forward pass that fails,
+    gives no tensor, draws random numbers, changes its outputs with its state, or takes weights that are no parameters
+    of the module; `Entangled`.
     """
     if "door" in network.passed or inputs.device.type == "meta":
         return network
@@ -43,13 +45,17 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
         first = _computed(outputs, given, network)
         if first.requires_grad:
             raise ValueError(_out_of_sight(network.module, first))
+    wrote = given._version > 0  # a clone's first version is 0
     with torch.no_grad():
         again = outputs(few.clone())
         alone = _alone(outputs, few.narrow(axis, 0, 1).clone(), network.module)
+        whole = (few[0] if axis == 1 else few), (first if network.size is None else first[0])
+        misread = _misread(network, *whole)
     samples = first.dim() - 2  # before the classes
     changed = {name: ~_same(buffer, network.buffers[name]) for name, buffer in buffers.items()}
-    looks = [~_alike(first, again), ~_alike(first.narrow(samples, 0, 1), alone), ~_same(given, few), *changed.values()]
-    random, entangled, writes, *states = torch.stack(looks).tolist()  # the one host read
+    alike = [_alike(first, again), _alike(first.narrow(samples, 0, 1), alone), _same(given, few)]
+    looks = [*(~one for one in alike), misread, *changed.values()]
+    random, entangled, writes, misread, *states = torch.stack(looks).tolist()  # the one host read
     moved = [name for name, state in zip(changed, states, strict=True) if state]
     if random and moved:
         raise ValueError(
@@ -66,10 +72,24 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
     if moved:
         warnings.warn(f"network: its forward pass changes {', '.join(moved)}; a copy is measured", stacklevel=2)
         network = replace(network, buffers={name: buffer.clone() for name, buffer in network.buffers.items()})
-    if writes or moved:  # another network: who holds the first one passes it again
-        return replace(network, passed={"door"}, writes_inputs=writes)
+    if misread:
+        network = replace(network, graph=None, layers=())
+    if writes or wrote or moved or misread:  # another network: who holds the first one passes it again
+        return replace(network, passed={"door"}, writes_inputs=writes or wrote)
     network.passed.add("door")
     return network
+
+
+def _misread(network: Network, x: Tensor, outputs: Tensor) -> Tensor:
+    """Whether the graph does other than the module, as where a view is written into; of a stack its first network."""
+    unlike = torch.ones((), dtype=torch.bool, device=x.device)
+    if network.graph is None or dense_steps(network.module) is not None:
+        return ~unlike
+    try:
+        found = Rerun(network.each[0].shared_copy(), graph=network.graph).run(x.clone())
+    except Exception:  # whatever the module's operations raise out of their place
+        return unlike
+    return ~_alike(outputs, found) if isinstance(found, Tensor) and found.shape == outputs.shape else unlike
 
 
 @contextmanager

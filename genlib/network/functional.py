@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from genlib.network.calls import plainly_called
 from genlib.network.operations import Layer, dense_steps, layers_of, traced
 
 __all__ = [
@@ -167,7 +168,7 @@ def _bare(module: nn.Module, met: dict[int, nn.Module]) -> nn.Module:
         return module
     if id(module) not in met:
         met[id(module)] = bare = copy.copy(module)  # which leaves out what was compiled
-        bare._modules = {name: part and _bare(part, met) for name, part in module._modules.items()}
+        bare._modules = {n: None if p is None else _bare(p, met) for n, p in module._modules.items()}
     return met[id(module)]
 
 
@@ -236,8 +237,7 @@ def without_hooks(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
     For a few small layers torch's search for hooks takes a tenth of the time; where there are any, they run.
     """
-    hooked = any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in module.modules())
-    if hooked or type(module) is not nn.Sequential:
+    if type(module) is not nn.Sequential or not plainly_called(module):
         return module
     forwards = [layer.forward for layer in module]
 
@@ -265,7 +265,7 @@ def _require_finite(params: Params) -> None:
 def layout(module: nn.Module, tensors: Params) -> dict[str, tuple[int, ...] | str]:
     """What networks must share to be handled as one: the module's layers, and the shapes of its tensors."""
     kinds = {f"the module {name!r}": str(m) for name, m in module.named_modules() if not list(m.children())}
-    return kinds | {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return kinds | {name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
 
 
 def _dense_stack(steps: list[tuple[str, nn.Module]], params: Params, inputs: Tensor, inputs_of_each: bool) -> Tensor:

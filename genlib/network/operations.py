@@ -1,7 +1,7 @@
 """The table of operations: what a traced network does, and which of it is linear, piecewise linear or smooth."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from genlib.network.normalizations import SimplifiedBatchNorm, SimplifiedLayerNorm
 
-__all__ = ["ELEMENTWISE", "Layer", "altered", "dense_steps", "layers_of", "traced"]
+__all__ = ["ELEMENTWISE", "Layer", "Rerun", "altered", "dense_steps", "layers_of", "traced"]
 
 _POOLING = ("AvgPool", "AdaptiveAvgPool")
 _LINEAR = {
@@ -30,6 +30,7 @@ _PIECEWISE_LINEAR = {
     *(F.relu, F.relu6, F.leaky_relu, F.hardtanh, F.hardsigmoid, torch.relu, torch.abs),
     *(F.max_pool1d, F.max_pool2d, F.max_pool3d, "relu", "relu_", "clamp", "abs"),
 }
+_IN_PLACE = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "pow")}
 _SMOOTH = {
     *(nn.Tanh, nn.Sigmoid, nn.Softplus, nn.GELU, nn.SiLU, nn.ELU, nn.SELU, nn.Mish, nn.Softmax, nn.LogSoftmax),
     *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.InstanceNorm1d, nn.InstanceNorm2d),
@@ -51,11 +52,29 @@ class Layer:
     kind: str
 
 
+class _Proxy(fx.Proxy):
+    """One that tells x += y from x + y."""
+
+
+def _in_place(operation: Callable) -> Callable:
+    return lambda proxy, other: proxy.tracer.create_proxy("call_function", operation, (proxy, other), {})
+
+
+for _operation in _IN_PLACE:
+    setattr(_Proxy, f"__{_operation.__name__}__", _in_place(_operation))
+
+
 class _Tracer(fx.Tracer):
     """One that doesn't look into the modules of the table either, besides torch's own, and gives the inputs alone."""
 
+    leaves: Container[str] = ()
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in _SMOOTH or super().is_leaf_module(m, module_qualified_name)
+        known = module_qualified_name in self.leaves or type(m) in _SMOOTH
+        return known or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args=None) -> tuple[Callable, list]:
         # A forward's other arguments keep their defaults, as in a call: a proxy for mask=None would not be None.
@@ -73,20 +92,68 @@ def altered(module: nn.Module) -> str | None:
     return None
 
 
-def traced(module: nn.Module) -> fx.Graph | None:
-    """What the module's forward does, or None where torch.fx can't follow it. Its buffers are left as they were."""
+def traced(module: nn.Module, leaves: Container[str] = (), *, follow_buffers: bool = False) -> fx.Graph | None:
+    """What the module's forward does, or None where torch.fx can't follow it. Its buffers are left as they were.
+
+    The modules named in `leaves` are calls of their own, not looked into. Arithmetic on buffers alone is done here and
+    now and its result stands in the graph, unless `follow_buffers`.
+    """
     if altered(module):  # which torch.fx doesn't see
         return None
     kept = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers() if not buffer.is_inference()]
+    attributes = [(vars(part), dict(vars(part))) for part in module.modules()]
+    tracer = _Tracer()
+    tracer.leaves, tracer.proxy_buffer_attributes = leaves, follow_buffers
     try:
-        return _Tracer().trace(module)
+        with torch.random.fork_rng(devices=[]):
+            graph = tracer.trace(module)
+        return None if _overwrites(graph, module) else _plain(graph, module)
     except Exception:  # fx raises whatever the module's own forward raises when it is fed proxies
         return None
     finally:
+        for now, before in attributes:  # a forward may keep a proxy, and fx the constants that it met
+            now.clear()
+            now.update(before)
         with torch.no_grad():
             for buffer, version, value in kept:
                 if buffer._version != version:
                     buffer.copy_(value)
+
+
+def _overwrites(graph: fx.Graph, module: nn.Module) -> bool:
+    """Whether something is worked on in place and used again later: the graph would show it as it was before."""
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    modules = dict(module.named_modules())
+
+    def in_place(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return getattr(modules[node.target], "inplace", False)
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        marked = name.endswith("_") and not name.endswith("__")
+        return node.target in _IN_PLACE or marked or node.kwargs.get("inplace", False)
+
+    return any(
+        place[user] > place[node]
+        for node in graph.nodes
+        if node.op.startswith("call") and in_place(node) and node.args and isinstance(node.args[0], fx.Node)
+        for user in node.args[0].users
+    )
+
+
+def _plain(graph: fx.Graph, module: nn.Module) -> fx.Graph:
+    """The graph with x + y for x += y, the same here, and in its `meta` the tensors that fx keeps in the module."""
+    for node in graph.nodes:
+        node.target = _IN_PLACE.get(node.target, node.target)
+        if node.op == "get_attr" and node.target.startswith("_tensor_constant"):
+            node.meta["constant"] = getattr(module, node.target)
+    return graph
+
+
+class Rerun(fx.Interpreter):
+    """Runs a graph on the tensors of a module, or of a copy of it."""
+
+    def run_node(self, n: fx.Node):
+        return n.meta["constant"] if "constant" in n.meta else super().run_node(n)
 
 
 def layers_of(module: nn.Module, graph: fx.Graph | None) -> tuple[Layer, ...]:

@@ -1,8 +1,9 @@
 """The layers of a network that have weights, with BatchNorm folded into them, and the shapes at which they work."""
 
 import copy
+import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,8 +11,23 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import vmap
 
-from genlib.network.functional import Network, Params
-from genlib.network.precision import upcast, upcast_network
+from genlib.network.functional import Network, Params, aliases
+from genlib.network.operations import altered, traced
+from genlib.network.precision import upcast_network
+from genlib.network.recognition import (
+    BATCH_NORM,
+    CONVOLUTIONS,
+    INSTEAD,
+    TRANSPOSED,
+    WEIGHTED,
+    WeightedLayer,
+    computed_weights,
+    keeps_statistics,
+    recognized,
+    refusal,
+    require_matrix,
+    scale_and_shift,
+)
 
 __all__ = [
     "BATCH_NORM",
@@ -19,25 +35,18 @@ __all__ = [
     "REGISTERED",
     "TRANSPOSED",
     "FoldedWeight",
+    "WeightedLayer",
     "checked_shape",
     "folded_weights",
     "layer_input_shapes",
+    "only_described",
+    "traced_layers",
     "weight_differences",
     "weighted_layers",
 ]
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_WEIGHTED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
-BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_MORE = "is called with more than its input; norms are of what it does to one input by itself: give it no more"
 REGISTERED: dict[type[nn.Module], Callable[[nn.Module, Params], Tensor]] = {}
-
-
-@dataclass(frozen=True)
-class _Layer:
-    name: str
-    operation: nn.Module
-    folded: str | None = None  # the BatchNorm whose scale the weights take in
 
 
 @dataclass(frozen=True)
@@ -57,59 +66,90 @@ class FoldedWeight:
         return self.value.unsqueeze(-1) if isinstance(self.operation, BATCH_NORM) else self.value.flatten(2)
 
 
-def weighted_layers(network: Network) -> list[_Layer]:
+def weighted_layers(network: Network) -> list[WeightedLayer]:
+    return traced_layers(network)[0]
+
+
+def traced_layers(network: Network) -> tuple[list[WeightedLayer], fx.Graph | None]:
+    """The layers with weights in the order in which they run, and the graph in which each of them is one call."""
     network.require_eval()
     known = _known(network)
-    if "" in known:  # the network is one layer, which fx traces into
-        return [_Layer("", known[""])]
-    if network.graph is None:
-        if norms := [name for name, module in known.items() if isinstance(module, BATCH_NORM)]:
+    graph = _graph(network, known)
+    if graph is None:
+        if norms := [name for name, layer in known.items() if isinstance(layer.operation, BATCH_NORM)]:
             raise ValueError(
                 f"network: torch.fx can't trace this module, so what {norms[0]} normalizes is unknown; "
                 "fold its BatchNorm first (torch.nn.utils.fusion)"
             )
-        return [_Layer(name, module) for name, module in known.items()]
-    layers: dict[str, _Layer] = {}
-    previous = None
-    for node in network.graph.nodes:
-        owner = next((name for name in _owners(node) if name in known), None)
-        inside = owner == previous and node.target != owner  # one more node of a registered module
-        previous = owner
-        if owner is None or inside:
+        return list(known.values()), None
+    read = [str(node.target) for node in graph.nodes if node.op == "get_attr" and not only_described(node)]
+    names = aliases(network.module) if read else {}
+    if loose := [name for name in read if names.get(name) in network.params]:
+        raise ValueError(f"network: {loose[0]} is used outside its layer; norms of tied weights are not defined here")
+    layers: dict[str, WeightedLayer] = {}
+    for node in graph.nodes:
+        if node.op != "call_module" or node.target not in known:
             continue
-        if owner in layers or owner in {layer.folded for layer in layers.values()}:
-            raise ValueError(f"network: {owner} runs more than once; norms of tied weights are not defined here")
-        if isinstance(known[owner], BATCH_NORM) and (layer := _folds_into(node.args[0], layers, known[owner])):
-            layers[layer.name] = replace(layer, folded=owner)
+        name, layer = node.target, known[node.target]
+        if len(node.args) + len(node.kwargs) != 1:
+            raise ValueError(f"network: {name} {_MORE}")
+        if name in layers or name in {other.folded for other in layers.values()}:
+            raise ValueError(f"network: {name} runs more than once; norms of tied weights are not defined here")
+        if isinstance(layer.operation, BATCH_NORM) and (into := _folds_into(node.all_input_nodes[0], layers, layer)):
+            layers[into.name] = replace(into, folded=name)
         else:
-            layers[owner] = _Layer(owner, known[owner])
-    return list(layers.values())
+            layers[name] = layer
+    return list(layers.values()), graph
 
 
-def _known(network: Network) -> dict[str, nn.Module]:
+def only_described(node: fx.Node) -> bool:
+    """Whether no more than the shape, type and device of the node's tensor is asked for."""
+    described = ("shape", "dtype", "device", "ndim")
+    return all(
+        user.target in ("size", "dim") or (user.target is getattr and user.args[1] in described) for user in node.users
+    )
+
+
+def _graph(network: Network, known: dict[str, WeightedLayer]) -> fx.Graph | None:
+    if "" in known:  # the network is one layer
+        graph = fx.Graph()
+        graph.output(graph.call_module("", (graph.placeholder("inputs"),)))
+        return graph
+    ours = all(type(network.module.get_submodule(name)).__module__.startswith("torch.nn") for name in known)
+    return network.graph if ours else traced(network.module, leaves=known)
+
+
+def _known(network: Network) -> dict[str, WeightedLayer]:
     """The layers whose norms are known. Weights that none of them counts, or that two share, are refused."""
-    known: dict[str, nn.Module] = {}
+    known: dict[str, WeightedLayer] = {}
     owners: dict[int, str] = {}
     for name, module in network.module.named_modules():
-        if any(type(known.get(above)) in REGISTERED for above in _above(name)):
+        if any(above in known for above in _above(name)):
             continue
-        for part, parameter in module.named_parameters(recurse=False):
+        layer = _registered(name, module) if type(module) in REGISTERED else recognized(name, module)
+        for part, parameter in module.named_parameters(recurse=layer is not None):
             if (other := owners.setdefault(id(parameter), _join(name, part))) != _join(name, part):
                 raise ValueError(f"network: {other} and {_join(name, part)} are one tied weight; untie it first")
-        if type(module) in REGISTERED or isinstance(module, (*_WEIGHTED, BATCH_NORM)):
-            known[name] = module
-            if isinstance(module, _WEIGHTED) and "weight" not in module._parameters:
-                raise ValueError(
-                    f"network: the weight of {name or 'the module'} is computed from other tensors; make it a "
-                    "parameter first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)"
-                )
-        elif module._parameters:
-            kind = type(module).__name__
-            raise ValueError(
-                f"network: {name or 'the module itself'} is of type {kind}, whose norm is unknown; register it with "
-                f"norms.register_norm({kind}, matrix), matrix(layer, tensors) its matrix [outputs, inputs]"
-            )
+        if layer is not None:
+            known[name] = layer
+        elif module._parameters or keeps_statistics(module):
+            raise ValueError(f"network: {refusal(name, module)}")
+    if said := altered(network.module):
+        raise ValueError(f"network: {said}, which may change what its layers do; remove it first")
     return known
+
+
+def _registered(name: str, module: nn.Module) -> WeightedLayer:
+    try:
+        double = copy.deepcopy(module).double()
+        matrix = REGISTERED[type(module)](double, dict(double.named_parameters()) | dict(double.named_buffers()))
+    except Exception as error:  # whatever the function that was given raises
+        raise ValueError(
+            f"network: the matrix registered for {type(module).__name__} fails for {name} "
+            f"({type(error).__name__}: {error}); mend the function given to norms.register_norm"
+        ) from error
+    require_matrix(name, double, matrix.detach().double())
+    return WeightedLayer(name, module)
 
 
 def _above(name: str) -> list[str]:
@@ -118,44 +158,41 @@ def _above(name: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(len(parts))]
 
 
-def _owners(node: fx.Node) -> Iterator[str]:
-    """The modules that a node runs in, outermost first, the module that it calls last."""
-    yield from (name for name, _ in node.meta.get("nn_module_stack", {}).values())
-    if node.op == "call_module":
-        yield str(node.target)
-
-
-def _folds_into(before: fx.Node, layers: dict[str, _Layer], norm: nn.Module) -> _Layer | None:
+def _folds_into(before: fx.Node, layers: dict[str, WeightedLayer], norm: WeightedLayer) -> WeightedLayer | None:
     """The layer that a BatchNorm directly follows, and nothing else does."""
     layer = layers.get(str(before.target)) if before.op == "call_module" and len(before.users) == 1 else None
-    if layer is None or not isinstance(layer.operation, _WEIGHTED):
+    if layer is None or not isinstance(layer.operation, WEIGHTED):
         return None
     outputs = layer.operation.out_features if isinstance(layer.operation, nn.Linear) else layer.operation.out_channels
-    return layer if outputs == norm.num_features else None
+    return layer if outputs == norm.operation.num_features else None
 
 
-def folded_weights(network: Network) -> list[FoldedWeight]:
+def folded_weights(network: Network, layers: list[WeightedLayer] | None = None) -> list[FoldedWeight]:
+    """The weights of the network's layers, which are looked for where they aren't given."""
+    layers = weighted_layers(network) if layers is None else layers
     network = upcast_network(network)
     tensors = {**network.buffers, **network.params}
     if network.size is None:
         tensors = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
-    weights = [_weight(layer, network, tensors) for layer in weighted_layers(network)]
+    weights = [_weight(layer, network, tensors) for layer in layers]
     if not weights:
         raise ValueError("network: it has no layer with weights; there is nothing to measure")
+    if odd := [weight.name for weight in weights if weight.value.is_complex()]:
+        raise ValueError(f"network: {', '.join(odd)} has complex weights; norms here are of real ones: {INSTEAD}")
     return weights
 
 
-def _weight(layer: _Layer, network: Network, tensors: Params) -> FoldedWeight:
+def _weight(layer: WeightedLayer, network: Network, tensors: Params) -> FoldedWeight:
     name, operation = layer.name, layer.operation
+    own = _own(name, tensors)
     if type(operation) in REGISTERED:
-        prefix = f"{name}." if name else ""
-        own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
         return FoldedWeight(name, operation, vmap(lambda t: REGISTERED[type(operation)](operation, t))(own), None)
     if isinstance(operation, BATCH_NORM):
-        return FoldedWeight(name, operation, *_scale_and_shift(name, operation, tensors))
-    weight, bias = tensors[_join(name, "weight")], tensors.get(_join(name, "bias"))
+        return FoldedWeight(name, operation, *_scale_and_shift(name, operation.eps, own))
+    weight, bias = (own["weight"], own.get("bias")) if layer.computed is None else computed_weights(layer, own)
     if layer.folded is not None:
-        scale, shift = _scale_and_shift(layer.folded, network.module.get_submodule(layer.folded), tensors)
+        eps = network.module.get_submodule(layer.folded).eps
+        scale, shift = _scale_and_shift(layer.folded, eps, _own(layer.folded, tensors))
         bias = shift if bias is None else bias * scale + shift
         if isinstance(operation, TRANSPOSED):
             scale = scale.view(len(scale), operation.groups, 1, -1, *[1] * (weight.ndim - 3))
@@ -165,16 +202,16 @@ def _weight(layer: _Layer, network: Network, tensors: Params) -> FoldedWeight:
     return FoldedWeight(name, operation, weight, bias)
 
 
-def _scale_and_shift(name: str, norm: nn.Module, tensors: Params) -> tuple[Tensor, Tensor]:
-    """BatchNorm in evaluation as x -> scale x + shift."""
-    mean, variance = (tensors.get(_join(name, f"running_{moment}")) for moment in ("mean", "var"))
-    if mean is None or variance is None:
+def _own(name: str, tensors: Params) -> Params:
+    """The tensors of one module, by the names that they have in it."""
+    prefix = f"{name}." if name else ""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _scale_and_shift(name: str, eps: float, own: Params) -> tuple[Tensor, Tensor]:
+    if not {"running_mean", "running_var"} <= own.keys():
         raise ValueError(f"network: {name} keeps no running statistics; train it with track_running_stats=True")
-    scale = (variance + norm.eps).rsqrt()
-    if (weight := tensors.get(_join(name, "weight"))) is not None:
-        scale = scale * weight
-    bias = tensors.get(_join(name, "bias"))
-    return scale, (0 if bias is None else bias) - mean * scale
+    return scale_and_shift(own, eps)
 
 
 def weight_differences(network: Network, initial: Network) -> list[FoldedWeight]:
@@ -203,26 +240,63 @@ def checked_shape(input_shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def layer_input_shapes(network: Network, input_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The shape [channels, …] of one sample at the input of each convolution, from one dry pass."""
-    convolutions = [
-        layer.name for layer in weighted_layers(network) if isinstance(layer.operation, CONVOLUTIONS + TRANSPOSED)
-    ]
+    """The shape [channels, …] of one sample at the input of each convolution. Cost: one forward pass of one sample.
+
+    None without convolutions, in a network that torch.fx can trace.
+    """
+    layers, graph = traced_layers(network)
     shape = checked_shape(input_shape)
-    if not convolutions:
+    watched = {
+        layer.name: layer.operation
+        for layer in layers
+        if graph is None or isinstance(layer.operation, CONVOLUTIONS + TRANSPOSED)
+    }
+    if not watched:
         return {}
-    # A copy on the meta device: no arithmetic, no memory, and hooks that the module itself never sees.
-    memo = {id(p): nn.Parameter(upcast(p.detach()).to("meta"), False) for p in network.module.parameters()}
-    memo |= {id(b): upcast(b).to("meta") for b in network.module.buffers()}
-    dry = copy.deepcopy(network.module, memo).eval()
     shapes = {}
-    for name in convolutions:
-        dry.get_submodule(name).register_forward_pre_hook(
-            lambda _, args, name=name: shapes.update({name: tuple(args[0].shape[1:])})
-        )
-    dtype = next(tensor.dtype for tensor in memo.values() if tensor.is_floating_point())
-    try:
-        with torch.no_grad():
-            dry(torch.empty(1, *shape, dtype=dtype, device="meta"))
-    except (RuntimeError, NotImplementedError, ValueError, IndexError) as error:
-        raise ValueError(f"input_shape {shape} does not fit the network: {error}") from error
+    for name, met in _shapes_met(network, list(watched), shape).items():
+        where, operation = f"network: {name or 'the module'}", watched[name]
+        if not met:
+            raise ValueError(f"{where} doesn't run on zeros of input_shape {shape}; leave it out of the module")
+        if len(met) > 1:
+            raise ValueError(f"{where} runs more than once; norms of tied weights are not defined here")
+        if len(met[0]) > 1:
+            raise ValueError(f"{where} {_MORE}")
+        if not isinstance(operation, CONVOLUTIONS + TRANSPOSED):
+            continue
+        [given] = met[0]
+        if len(given) != len(operation.kernel_size) + 2:
+            raise ValueError(
+                f"{where} runs on a tensor of shape {given}, which isn't a batch of images; give it "
+                f"[samples, channels, …] with {len(operation.kernel_size)} more axes"
+            )
+        shapes[name] = given[1:]
     return shapes
+
+
+def _shapes_met(network: Network, names: list[str], shape: tuple[int, ...]) -> dict[str, list[list[tuple[int, ...]]]]:
+    """The shapes of what these modules are called with, call by call, for one sample of zeros, or else of whole zeros.
+
+    It runs in a copy on the network's own device: a forward may hold or look at values there.
+    """
+    one = upcast_network(network).each[0]
+    module = replace(one, buffers={name: buffer.clone() for name, buffer in one.buffers.items()}).shared_copy()
+    met: dict[str, list[list[tuple[int, ...]]]] = {}
+
+    def look(name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        met[name].append([tuple(getattr(value, "shape", ())) for value in (*args, *kwargs.values())])
+
+    for name in names:
+        module.get_submodule(name).register_forward_pre_hook(functools.partial(look, name), with_kwargs=True)
+    tensors = [*one.params.values(), *one.buffers.values()]
+    like = next((tensor for tensor in tensors if tensor.is_floating_point()), tensors[0])
+    zeros, failed = like.new_zeros(1, *shape), None
+    for inputs in (zeros, zeros.long()):
+        met |= {name: [] for name in names}
+        try:
+            with torch.no_grad(), torch.random.fork_rng([like.device] if like.is_cuda else []):
+                module(inputs)
+            return met
+        except Exception as error:  # whatever the module's own forward raises
+            failed = failed or error
+    raise ValueError(f"input_shape {shape} does not fit the network: {failed}") from failed

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from genlib.network import Network, Params
-from genlib.network.precision import full_precision, upcast
+from genlib.network.precision import full_precision
 from genlib.network.weights import (
     CONVOLUTIONS,
     REGISTERED,
@@ -49,6 +49,8 @@ def register_norm(kind: type[nn.Module], matrix: Callable[[nn.Module, Params], T
 
     `matrix(layer, tensors)` returns the layer's linear map as a dense matrix [outputs, inputs], from the layer's own
     parameters and buffers by name: `register_norm(MyDiagonal, lambda layer, t: torch.diag(t["weight"]))`.
+    A layer that runs on inputs of that many numbers and does something else to them is refused by every norm: no
+    matrix is that of LayerNorm or of an activation.
     """
     REGISTERED[kind] = matrix
 
@@ -56,7 +58,9 @@ def register_norm(kind: type[nn.Module], matrix: Callable[[nn.Module, Params], T
 def layer_names(network: nn.Module | Network) -> list[str]:
     """The names of the layers that every norm here lists, in the order in which they run.
 
-    Dense layers, convolutions, registered types, and any BatchNorm that doesn't directly follow one of the first two.
+    Dense layers, convolutions, registered types, and any BatchNorm that doesn't directly follow one of the first two:
+    torch's own; modules that keep statistics and act as a BatchNorm, with their activation or without; and modules
+    whose forward is one F.linear or convolution of its input, with a weight of their own parameters and buffers.
     """
     return [layer.name for layer in weighted_layers(Network.of(network))]
 
@@ -64,7 +68,8 @@ def layer_names(network: nn.Module | Network) -> list[str]:
 def frobenius_norms(network: nn.Module | Network) -> Float[Tensor, "*models layers"]:
     """‖W‖_F of each layer, BatchNorm folded, biases left out; of a convolution that of its kernel.
 
-    Cost: one pass over the weights. An unknown layer type, a tied weight or BatchNorm in training mode: ValueError.
+    Cost: one pass over the weights. ValueError, which names the part: weights of any other kind (LayerNorm, attention,
+    embeddings, layers with a forward of their own), forward hooks, a tied weight, BatchNorm in training mode.
     """
     network = Network.of(network)
     return _each(network, [kernel_frobenius_norm(weight) for weight in folded_weights(network)])
@@ -86,11 +91,12 @@ def spectral_norms(
 ) -> Float[Tensor, "*models layers"]:
     """The operator norm ‖W‖₂ of each layer, BatchNorm folded; of a convolution that of the map on its whole image.
 
-    `input_shape` is of one sample, without the batch axis; one dry pass finds the shape at which each layer works.
+    `input_shape` is of one sample, without the batch axis; a pass of one of zeros finds where each convolution works.
     Dense layers by their smaller Gram matrix; convolutions as `conv_norm`, to the relative error `rtol`. (The kernel
     reshaped to a matrix, as other code has it, can be a third too small: Sedghi, Gupta & Long 2019.)
-    Cost: a dry pass; for each convolution without circular padding some 100 passes of it on one image.
-    Errors as `frobenius_norms`; an input_shape that doesn't fit, an rtol that isn't reached: ValueError.
+    Cost: a forward pass of one sample; for a convolution without circular padding some 100 passes of it on one image.
+    Errors as `frobenius_norms`; an input_shape that doesn't fit, an rtol that isn't reached, a convolution that runs
+    twice or on what isn't a batch of images: ValueError.
     """
     network = Network.of(network)
     shapes = layer_input_shapes(network, input_shape)
@@ -115,7 +121,7 @@ def operator_frobenius_norms(
 ) -> Float[Tensor, "*models layers"]:
     """‖A‖_F of each layer's linear map A, of a convolution that of the map on its whole image.
 
-    Cost and errors as `frobenius_norms`; an input_shape that doesn't fit: ValueError.
+    Cost: a forward pass of one sample and one pass over the weights. Errors as `spectral_norms`.
     """
     network = Network.of(network)
     shapes = layer_input_shapes(network, input_shape)
@@ -167,11 +173,12 @@ def conv_norm(
     always the same random image. 60 passes give about 1e-3 for 64 random channels, the hard case.
     Cost: `passes` of the convolution on one image. A layer of another type, an image that doesn't fit: ValueError.
     """
-    if not isinstance(convolution, CONVOLUTIONS + TRANSPOSED):
+    weights = folded_weights(Network.of(convolution))
+    operation, weight = weights[0].operation, weights[0].value
+    if weights[0].name or not isinstance(operation, CONVOLUTIONS + TRANSPOSED):
         raise ValueError(f"convolution is a {type(convolution).__name__}; it must be a convolution of torch.nn")
-    weight = upcast(convolution.weight.detach()).unsqueeze(0)
-    require_fit(convolution, weight, checked_shape(input_shape))
-    norm = conv_operator_norm(convolution, weight, checked_shape(input_shape), rtol, max_passes)
+    require_fit(operation, weight, checked_shape(input_shape))
+    norm = conv_operator_norm(operation, weight, checked_shape(input_shape), rtol, max_passes)
     return replace(norm, value=norm.value[0], residual=norm.residual[0])
 
 

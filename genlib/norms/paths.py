@@ -1,5 +1,6 @@
 """Path norms: the sum over all paths of a network, one node of its graph after the other."""
 
+import math
 import operator
 from collections.abc import Callable
 
@@ -8,35 +9,74 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from genlib.network import Network
 from genlib.network.precision import full_precision
-from genlib.network.weights import BATCH_NORM, REGISTERED, checked_shape, folded_weights
+from genlib.network.weights import (
+    BATCH_NORM,
+    CONVOLUTIONS,
+    REGISTERED,
+    TRANSPOSED,
+    WeightedLayer,
+    checked_shape,
+    folded_weights,
+    only_described,
+    traced_layers,
+)
 from genlib.norms.operators import apply_linear
 
 __all__ = ["PathSum", "log_path_norm", "path_norm"]
 
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _MOVES = (nn.Flatten, nn.Unflatten, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
-_ACTIVATION_CALLS = {F.relu, F.relu6, F.hardtanh, F.tanh, torch.relu, torch.tanh, "relu", "relu_", "tanh"}
-_MOVE_CALLS = {torch.flatten, torch.cat, operator.getitem, torch.add, operator.add, operator.iadd}
-_MOVE_CALLS |= {getattr, "size", "flatten", "view", "reshape", "permute", "transpose", "contiguous"}
-_MOVE_CALLS |= {"squeeze", "unsqueeze", "sum"}
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+# Of slope one at most, or a copy: the paths through them keep their weight.
+_KEEPS = {F.relu, F.relu6, F.tanh, torch.relu, torch.tanh, "relu", "relu_", "tanh", operator.neg, torch.neg, "neg"}
+_KEEPS |= {torch.clone, "clone", "contiguous", "float", "double"}
+_MOVE_NAMES = ("flatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "sum")
+_MOVE_NAMES += ("chunk", "split", "roll", "flip")
+_MOVE_CALLS = {*_MOVE_NAMES, *(getattr(torch, name) for name in _MOVE_NAMES), torch.cat, torch.stack}
+_MOVE_CALLS |= {operator.getitem, getattr, "size", "dim", "view"}
+_SUMS = {torch.add, operator.add, operator.iadd, "add", torch.sub, operator.sub, "sub"}
+_PRODUCTS, _RATIOS = {operator.mul, torch.mul, "mul"}, {operator.truediv, torch.div, "div"}
 _AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 _ADAPTIVE_AVERAGES = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
-_MAXIMA = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+_POOLS = {
+    getattr(nn, f"{kind}Pool{d}d"): (kind, d)
+    for kind in ("Avg", "Max", "AdaptiveAvg", "AdaptiveMax")
+    for d in (1, 2, 3)
+}
+_POOLS |= {
+    getattr(F, f"{call}_pool{d}d"): (kind, d)
+    for call, kind in (("avg", "Avg"), ("max", "Max"), ("adaptive_avg", "AdaptiveAvg"), ("adaptive_max", "AdaptiveMax"))
+    for d in (1, 2, 3)
+}
+_POOLING = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad", "divisor_override")
+_POOLING += ("return_indices", "output_size")
 
 
 class PathSum(fx.Interpreter):
     """The sum over paths, a node of the graph at a time. All values alive are kept as multiples of exp(self.log)."""
 
-    def __init__(self, network: Network, weights: dict[str, Tensor], biases: dict[str, Tensor], p: float | int):
-        super().__init__(network.module, graph=network.graph)
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: fx.Graph,
+        layers: list[WeightedLayer],
+        weights: dict[str, Tensor],
+        biases: dict[str, Tensor],
+        p: float | int,
+    ):
+        super().__init__(module, graph=graph)
+        self.operations = {layer.name: layer.operation for layer in layers}
+        self.folded = {layer.folded for layer in layers}
         self.weights, self.biases = _with_tops(weights, p), _with_tops(biases, p)
         self.p, self.node = p, None
         self.extra_traceback = False  # errors here name their operation themselves
 
     def log_sum(self, ones: Tensor) -> Tensor:
+        self.shape = tuple(ones.shape[1:])
         self.log = torch.zeros((), dtype=torch.float64, device=ones.device)
         out = self.run(ones)
         if not isinstance(out, Tensor):
@@ -45,33 +85,40 @@ class PathSum(fx.Interpreter):
 
     def run_node(self, node: fx.Node):
         self.node = node
-        return super().run_node(node)
+        try:
+            return super().run_node(node)
+        except Exception as error:  # torch's, whatever it is
+            if str(error).startswith("network: "):
+                raise
+            raise ValueError(f"input_shape {self.shape} does not fit the network at {node.name}: {error}") from error
 
     def call_module(self, target, args, kwargs):
-        layer, x = self.fetch_attr(target), args[0]
+        (x,), layer = (*args, *kwargs.values()), self.module.get_submodule(target)
         if target in self.weights:
-            return self._weighted(target, layer, x)
-        if isinstance(layer, (BATCH_NORM, *_ACTIVATIONS)):  # a BatchNorm without weights of its own is folded
+            x = self._weighted(target, self.operations[target], x)
+        elif target not in self.folded:
+            return self._unweighted(layer, x)
+        normalizes = target in self.folded or isinstance(self.operations[target], BATCH_NORM)
+        act = getattr(layer, "act", None) if normalizes else None
+        return x if act is None else self._unweighted(act, x)
+
+    def _unweighted(self, layer: nn.Module, x: Tensor) -> Tensor:
+        kind = type(layer)
+        if kind in _ACTIVATIONS:
             return x
-        if isinstance(layer, _MOVES):
+        if kind in _MOVES:
             return layer(x)
-        if isinstance(layer, nn.Hardtanh) and layer.min_val <= 0 <= layer.max_val:
+        if kind is nn.Hardtanh and layer.min_val <= 0 <= layer.max_val:
             return x
-        if isinstance(layer, nn.LeakyReLU) and abs(layer.negative_slope) <= 1:
+        if kind is nn.LeakyReLU and abs(layer.negative_slope) <= 1:
             return x
-        kind = type(layer).__name__
-        if kind.startswith("AvgPool"):
-            window = (layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad)
-            return self._average(x, *window, getattr(layer, "divisor_override", None))
-        if kind.startswith("MaxPool"):
-            return self._maximum(x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode)
-        if kind.startswith("AdaptiveAvgPool"):
-            return self._adaptive(x, layer.output_size, self.p)
-        if kind.startswith("AdaptiveMaxPool"):
-            return self._adaptive(x, layer.output_size, 0)
-        raise self._unknown(kind)
+        if kind in _POOLS:
+            return self._pooled(kind, x, **{name: getattr(layer, name) for name in _POOLING if hasattr(layer, name)})
+        raise self._unknown(kind.__name__)
 
     def get_attr(self, target, args, kwargs):
+        if only_described(self.node):
+            return super().get_attr(target, args, kwargs)
         raise self._unknown("a tensor that is no weight of a known layer")
 
     def call_function(self, target, args, kwargs):
@@ -81,55 +128,92 @@ class PathSum(fx.Interpreter):
         return self._call(target, args, kwargs, super().call_method)
 
     def _call(self, target, args, kwargs, plainly: Callable):
-        values = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-        if target in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d) or target in _ACTIVATION_CALLS:
-            return args[0]
-        if not values and target is not torch.cat:
+        values = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        if not values:
             return plainly(target, args, kwargs)  # arithmetic on shapes
-        if target in (torch.add, operator.add, operator.iadd) and (len(values) != 2 or kwargs):
-            raise self._unknown("addition of a constant")
-        if target is operator.iadd:
-            return values[0] + values[1]
+        if target in _KEEPS or (target in _DROPOUTS and kwargs["training"] is False):
+            return values[0]
+        if target is F.hardtanh and kwargs["min_val"] <= 0 <= kwargs["max_val"]:
+            return values[0]
+        if target is F.leaky_relu and abs(kwargs["negative_slope"]) <= 1:
+            return values[0]
+        if target in ("to", "type_as") and _floating(*args[1:], *kwargs.values()):
+            return values[0]
+        if target in _SUMS and not kwargs and not any(a for a in args if not isinstance(a, Tensor)):
+            return sum(values)  # of two, or of one and zero
+        if target in _PRODUCTS | _RATIOS:
+            return self._multiple(target, args, kwargs)
         if target in _MOVE_CALLS:
             return plainly(target, args, kwargs)
-        if target in (torch.sub, operator.sub) and len(values) == 2 and not kwargs:
-            return values[0] + values[1]
         if target in (torch.mean, "mean"):
             mean = plainly(target, args, kwargs)
-            return mean * (args[0].numel() / mean.numel()) ** (1 - self.p)
-        if target is F.pad and kwargs.get("value", args[3] if len(args) > 3 else None) in (None, 0):
+            return mean * (values[0].numel() / mean.numel()) ** (1 - self.p)
+        if target in (torch.amax, "amax"):
+            return torch.sum(*args, **kwargs)
+        if target is F.pad and kwargs["mode"] == "constant" and not kwargs["value"]:
             return plainly(target, args, kwargs)
-        if target in _AVERAGES:
-            return self._average(*args, **kwargs)
-        if target in _MAXIMA:
-            return self._maximum(*args, **kwargs)
-        if target in _ADAPTIVE_AVERAGES:
-            return self._adaptive(*args, **kwargs, power=self.p)
+        if target in _POOLS:
+            return self._pooled(target, *args, **kwargs)
         raise self._unknown(target if isinstance(target, str) else getattr(target, "__name__", str(target)))
 
     def _unknown(self, kind: str) -> ValueError:
-        return ValueError(f"network: the operation {self.node.name} ({kind}) has no known paths; leave it out")
+        return ValueError(
+            f"network: the operation {self.node.name} ({kind}) has no known paths, which dense layers, convolutions, "
+            "BatchNorm, pooling, sums of two values, multiples and activations with φ(0) = 0 and slopes of at most 1 "
+            "have; leave it out, or take a product of layers' norms instead"
+        )
+
+    def _multiple(self, target, args, kwargs) -> Tensor:
+        """|c|^p x for the number c, or 1/c, that x is multiplied by."""
+        x, factor = args if isinstance(args[0], Tensor) or target in _RATIOS else args[::-1]
+        if not isinstance(factor, int | float) or kwargs or (target in _RATIOS and not factor):
+            raise self._unknown("a product or ratio of two values")
+        if not factor:
+            return x * 0
+        return self._rescaled(x, (-self.p if target in _RATIOS else self.p) * math.log(abs(factor)))
 
     def _weighted(self, name: str, layer: nn.Module, x: Tensor) -> Tensor:
-        """|W|^p x + |b|^p, everything alive rescaled so that its largest value is one."""
+        """|W|^p x + |b|^p."""
+        if isinstance(layer, CONVOLUTIONS + TRANSPOSED):
+            self._require_single_paths(layer, x)
         weight, top, log = self.weights[name]
         y = apply_linear(layer, _power(weight / top, self.p), x)
+        if name not in self.biases:
+            return self._rescaled(y, log)
+        bias, top, bias_log = self.biases[name]
+        y = self._rescaled(y, log, bias_log - self.log)
+        bias = _power(bias / top, self.p) * (bias_log - self.log).exp().to(y.dtype)
+        return y + (bias if isinstance(layer, nn.Linear) else bias.view(1, -1, *[1] * (y.ndim - 2)))
+
+    def _require_single_paths(self, layer: nn.Module, x: Tensor) -> None:
+        if x.dim() != len(layer.kernel_size) + 2:
+            raise self._unknown("a convolution of what isn't a batch of images")
+        spans = [(taps - 1) * dilation for taps, dilation in zip(layer.kernel_size, layer.dilation, strict=True)]
+        around = layer.padding_mode == "circular" and all(s < n for s, n in zip(spans, x.shape[2:], strict=True))
+        if layer.padding_mode != "zeros" and not around:
+            raise self._unknown(f"a convolution with {layer.padding_mode} padding, two of whose taps meet one pixel")
+
+    def _rescaled(self, y: Tensor, log: Tensor | float, *peaks: Tensor) -> Tensor:
+        """y exp(log), once all that is alive is rescaled so that its largest value, or peak, is one."""
         dying = self.user_to_last_uses.get(self.node, [])
-        alive = {node: v for node, v in self.env.items() if node not in dying and isinstance(v, Tensor)}
-        peaks = [y.amax().double().log() + log, *(value.amax().double().log() for value in alive.values())]
-        if name in self.biases:
-            bias, top, bias_log = self.biases[name]
-            bias_log = bias_log - self.log
-            peaks.append(bias_log)
-        peak = torch.stack(peaks).amax().clamp(min=torch.finfo(torch.float64).min)  # of zeros it is -inf
+        alive = {node: value for node, value in self.env.items() if node not in dying}
+        tensors = [value for value in tree_leaves(list(alive.values())) if isinstance(value, Tensor)]
+        tops = [y.amax().double().log() + log, *(value.amax().double().log() for value in tensors), *peaks]
+        peak = torch.stack(tops).amax().clamp(min=torch.finfo(torch.float64).min)  # of zeros it is -inf
         for node, value in alive.items():
-            self.env[node] = value * (-peak).exp().to(value.dtype)
-        y = y * (log - peak).exp().to(y.dtype)
-        if name in self.biases:
-            bias = _power(bias / top, self.p) * (bias_log - peak).exp().to(y.dtype)
-            y = y + (bias if isinstance(layer, nn.Linear) else bias.view(1, -1, *[1] * (y.ndim - 2)))
+            self.env[node] = tree_map_only(Tensor, lambda v: v * (-peak).exp().to(v.dtype), value)
         self.log = self.log + peak
-        return y
+        return y * (log - peak).exp().to(y.dtype)
+
+    def _pooled(self, pool, x: Tensor, *args, **kwargs) -> Tensor:
+        kind, axes = _POOLS[pool]
+        if x.dim() != axes + 2:
+            raise self._unknown("pooling of what isn't a batch of images")
+        if kind == "Avg":
+            return self._average(x, *args, **kwargs)
+        if kind == "Max":
+            return self._maximum(x, *args, **kwargs)
+        return self._adaptive(x, *args, **kwargs, power=self.p if kind == "AdaptiveAvg" else 0)
 
     def _average(
         self, x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
@@ -149,7 +233,9 @@ class PathSum(fx.Interpreter):
             raise self._unknown("max-pool with dilation or indices")
         return _window_sum(x, kernel_size, stride, padding, ceil_mode)
 
-    def _adaptive(self, x: Tensor, output_size, power: float | int) -> Tensor:
+    def _adaptive(self, x: Tensor, output_size, return_indices=False, *, power: float | int) -> Tensor:
+        if return_indices:
+            raise self._unknown("max-pool with indices")
         mean = _ADAPTIVE_AVERAGES[x.ndim - 3](x, output_size)
         for axis in range(2, x.ndim):
             size, out = x.shape[axis], mean.shape[axis]
@@ -157,6 +243,11 @@ class PathSum(fx.Interpreter):
             weights = mean.new_tensor(counts) ** (1 - power)
             mean = mean * weights.view(-1, *[1] * (x.ndim - 1 - axis))
         return mean
+
+
+def _floating(*kinds) -> bool:
+    dtypes = [kind.dtype if isinstance(kind, Tensor) else kind for kind in kinds]
+    return all(dtype.is_floating_point for dtype in dtypes if isinstance(dtype, torch.dtype))
 
 
 def _with_tops(tensors: dict[str, Tensor], p: float | int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
@@ -198,24 +289,22 @@ def log_path_norm(
     network = Network.of(network)
     if not p > 0:
         raise ValueError(f"p is {p}; it must be positive")
-    weights = folded_weights(network)
-    if network.graph is None:
+    layers, graph = traced_layers(network)
+    if graph is None:
         raise ValueError("network: torch.fx can't trace this module, and a path norm needs its graph")
-    if registered := [weight.name for weight in weights if type(weight.operation) in REGISTERED]:
+    if registered := [layer.name for layer in layers if type(layer.operation) in REGISTERED]:
         raise ValueError(f"network: {', '.join(registered)} is of a registered type, which path norms don't know")
+    weights = folded_weights(network, layers)
     ones = weights[0].value.new_ones(1, *checked_shape(input_shape))
 
     def of_one(values: dict[str, Tensor], biases: dict[str, Tensor]) -> Tensor:
-        return PathSum(network, values, biases, p).log_sum(ones)
+        return PathSum(network.module, graph, layers, values, biases, p).log_sum(ones)
 
     values = {weight.name: weight.value for weight in weights}
     biases = {weight.name: weight.bias for weight in weights if weight.bias is not None}
-    try:
-        if network.size is not None:
-            return vmap(of_one)(values, biases)
-        return of_one(*({name: tensor[0] for name, tensor in tensors.items()} for tensors in (values, biases)))
-    except RuntimeError as error:
-        raise ValueError(f"input_shape {tuple(input_shape)} does not fit the network: {error}") from error
+    if network.size is not None:
+        return vmap(of_one)(values, biases)
+    return of_one(*({name: tensor[0] for name, tensor in tensors.items()} for tensors in (values, biases)))
 
 
 def path_norm(
@@ -224,9 +313,10 @@ def path_norm(
     """Σ_paths Π |w|^p over all paths from an input or a bias to an output, no root, in float64 (Neyshabur et al. 2015).
 
     One forward pass of an input of ones with |w|^p for w. BatchNorm is folded, biases are inputs of one, a skip counts
-    1, an average over k values 1/k^p, a max-pool the sum of its window (an upper bound: Gonon et al. 2024),
-    activations 1: those with φ(0) = 0 and slopes of at most 1, others are refused.
+    1, a number c times it |c|^p, an average over k values 1/k^p, a max-pool the sum of its window (an upper bound:
+    Gonon et al. 2024), activations 1: those with φ(0) = 0 and slopes of at most 1, others are refused.
     Cost: one forward pass of one sample and two passes over the weights. Infinite beyond 1e308: see `log_path_norm`.
-    An operation whose paths aren't known, a tied weight, an untraceable network: ValueError, which names it.
+    Errors as `frobenius_norms`; an operation whose paths aren't known or meet (padding that reflects or repeats
+    pixels), an untraceable network: ValueError, which names it.
     """
     return log_path_norm(network, input_shape=input_shape, p=p).exp()

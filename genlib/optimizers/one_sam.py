@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from genlib.network import ELEMENTWISE, Params, aliases, called, over_models
+from genlib.network import ELEMENTWISE, Params, aliases, called, over_models, plainly_called
 from genlib.network.chunks import side_by_side
 from genlib.network.losses import Loss, per_sample_loss, sample_losses
 from genlib.network.normalizations import SimplifiedLayerNorm
@@ -110,8 +110,8 @@ class MeanSAM:
             g = vmap(grad(along), (None, 0, 0), randomness="different")(params, inputs, slopes)
             norms = torch.stack([torch.linalg.vector_norm(part.flatten(1), dim=1) for part in g.values()])
             step = _step_length(norms.square().sum(0), self.rho)
-            for part in g.values():
-                part.mul_(over_models(step, part))
+            for name, part in g.items():  # not in place, for the zeros of an unused weight are one number
+                g[name] = part * over_models(step, part)
         with torch.enable_grad():
             leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
             there = {name: leaves[name] + part for name, part in g.items()}
@@ -122,8 +122,8 @@ class MeanSAM:
 
 def _dense_chain(module: nn.Module, moving: Collection[str], input_shape: Sequence[int]) -> tuple[Chain | None, str]:
     """The steps of a network that the closed form covers, or None and why it doesn't."""
-    if type(module).forward is not nn.Sequential.forward:
-        return None, "network is no Sequential"
+    if type(module).forward is not nn.Sequential.forward or not plainly_called(module):
+        return None, "network is no Sequential, or has hooks or a forward of its own"
     layers = list(module._modules.items())  # not named_children, which leaves out a layer that it has met before
     if odd := [name for name, layer in layers if _unknown(layer)]:
         return None, f"network has the layer {odd[0]}, {type(module._modules[odd[0]]).__name__}"
@@ -132,8 +132,9 @@ def _dense_chain(module: nn.Module, moving: Collection[str], input_shape: Sequen
     dense = [(name, layer) for name, layer in layers if isinstance(layer, nn.Linear)]
     if len({id(layer.weight) for _, layer in dense}) < len(dense):
         return None, "network uses a weight twice"
-    if len(moving) < sum(1 + (layer.bias is not None) for _, layer in dense):
-        return None, "network has weights that aren't trained"
+    own = {f"{name}.{kind}" for name, layer in dense for kind, p in layer._parameters.items() if p is not None}
+    if own != set(moving):
+        return None, "network has weights that aren't trained, are used twice, or stand beside those of its layers"
     steps = {
         name: _Dense(f"{name}.weight", layer.bias if layer.bias is None else f"{name}.bias") for name, layer in dense
     }

@@ -1,20 +1,20 @@
 """Training that looks for flat minima: SAM, the mean of 1-SAM over a batch, and noise on the labels."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from genlib.network import Network, Params, over_models
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, parameter_norm
-from genlib.network.precision import full_precision
+from genlib.network.precision import full_precision, upcast
 from genlib.optimizers.one_sam import MeanSAM
+from genlib.optimizers.statistics import kept_wherever
 
 __all__ = ["SAM", "Ascent", "LabelNoise", "OneSAM", "Recipe", "one_sam_gradient", "project_first_layer"]
 
@@ -162,12 +162,11 @@ def one_sam_gradient(
 class Ascent:
     """What takes the gradient at θ + ε: it moves the parameters there and back, each network's of a stack by itself.
 
-    `buffers` says that there may be BatchNorm, whose running statistics are to be those of θ.
+    `kept` makes the context of the pass there, which keeps running statistics: they are to be those of θ.
     """
 
-    def __init__(self, recipe: SAM, *, stacked: bool = False, buffers: bool = True):
-        self.recipe, self.stacked = recipe, stacked
-        self.context = _statistics_kept if buffers else nullcontext
+    def __init__(self, recipe: SAM, *, kept: Callable[[], AbstractContextManager], stacked: bool = False):
+        self.recipe, self.kept, self.stacked = recipe, kept, stacked
         self.memory: dict[Tensor, Tensor] = {}  # for θ + ε: to allocate it at each step would take a tenth of the time
 
     def gradient(
@@ -182,7 +181,7 @@ class Ascent:
         try:
             for (p, _), weights in zip(kept, there, strict=True):
                 p.data = weights
-            with self.context():
+            with self.kept():
                 _, gradients = evaluate()
         finally:
             for p, weights in kept:
@@ -192,6 +191,7 @@ class Ascent:
     @torch.no_grad()
     def _perturbed(self, params: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """θ + ρ g/‖g‖, or θ + ρ T²g/‖Tg‖ with T = |θ|."""
+        gradients = [upcast(g.to_dense() if g.is_sparse else g) for g in gradients]
         magnitudes = torch._foreach_abs(params) if self.recipe.adaptive else None
         if magnitudes:
             gradients = torch._foreach_mul(gradients, magnitudes)
@@ -212,42 +212,29 @@ class Ascent:
         ]
 
 
-@contextmanager
-def _statistics_kept() -> Iterator[None]:
-    """What of BatchNorm runs here normalizes as it does in its mode, but leaves its running statistics alone."""
-    met = []
-
-    def hook(layer: nn.Module, _) -> None:
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats:
-            layer.track_running_stats = False
-            met.append(layer)
-
-    handle = register_module_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-        for layer in met:
-            layer.track_running_stats = True
-
-
 class _SharpnessAware(torch.optim.Optimizer):
     """A base optimizer that steps with the gradient at the perturbed weights; it shares the base's state and groups."""
 
     def __init__(self, recipe: SAM, params, options: dict):
-        self.ascent = Ascent(recipe)
+        self.ascent = Ascent(recipe, kept=kept_wherever)
         self.base = (_BASES[recipe.base] if isinstance(recipe.base, str) else recipe.base)(params, **options)
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups, self.state = self.base.param_groups, self.base.state
 
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
-        """One step, and the loss before it."""
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:
+        """One step, and the loss before it. ValueError: no closure, or one that leaves no gradient."""
+        if closure is None:
+            raise ValueError("closure is None; SAM takes two gradients a step: give step a closure that computes them")
         params = [p for group in self.param_groups for p in group["params"]]
 
         def evaluate() -> tuple[Tensor, Gradients]:
+            self.zero_grad()  # also for a closure that forgets to
             with torch.enable_grad():
                 loss = closure()
-            return loss.detach(), [None if p.grad is None else p.grad.clone() for p in params]
+            if loss is None or all(p.grad is None for p in params):
+                what = "gives no loss" if loss is None else "leaves no gradient in any of the optimizer's parameters"
+                raise ValueError(f"closure {what}; have it call backward on a loss that hangs on them, and return that")
+            return torch.as_tensor(loss).detach(), [None if p.grad is None else p.grad.clone() for p in params]
 
         loss, gradients = self.ascent.gradient(evaluate, params)
         for p, g in zip(params, gradients, strict=True):

@@ -1,7 +1,7 @@
 """Norms of the Jacobian of probabilities or logits in the input."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -32,11 +32,13 @@ def jacobian_norms(
     """The norm of the Jacobian J(x) = ∂f(x)/∂x of each sample, f the class probabilities or the logits.
 
     `of`: `probabilities`, `logits`, or a tuple of both, which gives a dict of both from the same passes. `norm`:
-    `frobenius`, or `spectral`, the largest singular value, from the C × C Gram matrix JJᵀ. The probabilities' Jacobian
-    is (diag(p) − ppᵀ) times the logits', with 1 − p written as a sum, so that nothing is lost as p nears 1. In units of
-    the output over units of the input. A stack shares the inputs.
-    Cost: 1 + C forward passes, C classes; less for a dense network with more inputs than units in its first layer.
-    Memory: C × chunk × input numbers, by default 64 MB at most, twice for both; Frobenius of one output a C-th of it.
+    `frobenius`, or `spectral`, the largest singular value, from the smaller of the Gram matrices JJᵀ and JᵀJ. The
+    probabilities' Jacobian is (diag(p) − ppᵀ) times the logits', with 1 − p written as a sum, so that nothing is lost
+    as p nears 1. In units of the output over units of the input. A stack shares the inputs.
+    Cost: 1 + C forward passes, C classes; less for a dense network with more inputs than units in its first layer; for
+    both outputs 2 more where one sample's Jacobian exceeds 64 MB. Memory: the Jacobians of a chunk, by default 64 MB at
+    most, twice for both; Frobenius takes rows alone where one sample's is beyond that, and spectral three matrices of
+    inputs × inputs, where these are fewer than classes, else that one Jacobian.
     ValueError: BatchNorm or dropout in training mode, no data, inputs that are no floating-point numbers, an output
     that isn't [samples, classes] or doesn't depend on the inputs, a norm that isn't finite. Novak et al. 2018.
     """
@@ -47,19 +49,15 @@ def jacobian_norms(
     classes = _classes(network, inputs, names)
     network, inputs = _in_row_space(network, inputs, classes)
     found: dict[str, list[Tensor]] = {name: [] for name in names}
-    for chunk in inputs.split(chunk_size or _chunk_size(network, inputs, classes)):
+    for chunk in inputs.split(chunk_size or _chunk_size(network, inputs, classes, norm)):
         logits, x = _output(network, chunk)
         softmax = _Softmax.of(logits.detach()) if "probabilities" in names else None
-        if names == ("probabilities",):
-            found["probabilities"].append(softmax.rest * _norm(_products(logits, x, softmax.jacobian()), norm))
-            continue
-        rows = _products(logits, x, torch.eye(classes, dtype=x.dtype, device=x.device))
-        if softmax is not None:
-            jacobian = torch.stack(list(rows), -2)
-            products = softmax.jacobian() @ jacobian
-            found["probabilities"].append(softmax.rest * _norm(products.unbind(-2), norm))
-            rows = jacobian.unbind(-2)
-        found["logits"].append(_norm(rows, norm))
+        norms = {name: _Norm(norm == "spectral") for name in names}
+        for rows in _rows(logits, x, softmax, names):
+            for name, row in rows.items():
+                norms[name].add(row)
+        for name in names:
+            found[name].append(norms[name].value() * (softmax.rest if name == "probabilities" else 1.0))
     norms = {name: require_finite(torch.cat(parts, -1), "Jacobian norm") for name, parts in found.items()}
     return norms[of] if isinstance(of, str) else norms
 
@@ -109,7 +107,7 @@ def mean_squared_jacobian_norm(
         if of == "probabilities":
             softmax = _Softmax.of(logits.detach())
             v = softmax.rest.unsqueeze(-1) * softmax.product(v)
-        squares = torch.stack([row.square().sum(-1) for row in _products(logits, x, v.movedim(0, -2))])
+        squares = torch.stack([row.square().sum(-1) for row in _products(logits, x, v)])
         spread, mean = torch.var_mean(squares, 0)
         total = total + mean.sum(-1) / len(inputs)
         variance = variance + spread.sum(-1) / (projections * len(inputs) ** 2)
@@ -129,9 +127,13 @@ def _classes(network: Network, inputs: Tensor, of: tuple[str, ...]) -> int:
     return shape[-1]
 
 
-def _chunk_size(network: Network, inputs: Tensor, classes: int) -> int:
-    sample = (network.size or 1) * max(inputs[0].numel(), classes) * inputs.element_size()
-    return max(1, min(at_once(network, inputs), _JACOBIAN_BYTES // (sample * classes)))
+def _chunk_size(network: Network, inputs: Tensor, classes: int, norm: str = "frobenius") -> int:
+    least, most = sorted((inputs[0].numel(), classes))
+    row = (network.size or 1) * most * inputs.element_size()
+    rows = classes
+    if row * rows > _JACOBIAN_BYTES:  # of one sample, so class by class
+        rows = 4 * least if norm == "spectral" else 10
+    return max(1, min(at_once(network, inputs), _JACOBIAN_BYTES // (row * rows)))
 
 
 def _output(network: Network, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,12 +149,41 @@ def _output(network: Network, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _products(
-    logits: Float[Tensor, "*n classes"], x: Tensor, cotangents: Float[Tensor, "... rows classes"]
+    logits: Float[Tensor, "*n classes"], x: Tensor, cotangents: Iterable[Float[Tensor, "*n classes"]]
 ) -> Iterator[Float[Tensor, "*n numbers"]]:
-    """Each row of cotangents times the logits' Jacobian, by one backward pass a row."""
-    for cotangent in cotangents.unbind(-2):
-        (product,) = torch.autograd.grad(logits, x, cotangent.expand_as(logits), retain_graph=True)
+    """Each cotangent times the logits' Jacobian, by one backward pass each."""
+    for cotangent in cotangents:
+        (product,) = torch.autograd.grad(logits, x, cotangent, retain_graph=True)
         yield product.reshape(*logits.shape[:-1], -1)
+
+
+def _rows(
+    logits: Float[Tensor, "*n classes"], x: Tensor, softmax: "_Softmax | None", names: tuple[str, ...]
+) -> Iterator[dict[str, Float[Tensor, "*n numbers"]]]:
+    """Class by class, the row of each output's Jacobian, that of the probabilities over `rest`."""
+    if "logits" not in names:
+        yield from ({"probabilities": row} for row in _products(logits, x, softmax.rows()))
+        return
+    rows = _products(logits, x, _units(logits))
+    if softmax is None:
+        yield from ({"logits": row} for row in rows)
+    elif logits.shape[-1] * max(logits.nbytes, x.nbytes) <= _JACOBIAN_BYTES:
+        jacobian = torch.stack(list(rows), -2)
+        products = softmax.jacobian() @ jacobian
+        for row, product in zip(jacobian.unbind(-2), products.unbind(-2), strict=True):
+            yield {"logits": row, "probabilities": product}
+    else:
+        of_p, of_q = _products(logits, x, (softmax.p, softmax.q))
+        tops, shares = softmax.top.split(1, -1), softmax.shares.split(1, -1)
+        for row, top, share in zip(rows, tops, shares, strict=True):
+            yield {"logits": row, "probabilities": share * (row - torch.where(top, of_q, of_p))}
+
+
+def _units(logits: Float[Tensor, "*n classes"]) -> Iterator[Float[Tensor, "*n classes"]]:
+    for k in range(logits.shape[-1]):
+        unit = torch.zeros_like(logits)
+        unit[..., k] = 1
+        yield unit
 
 
 class _Softmax(NamedTuple):
@@ -174,18 +205,52 @@ class _Softmax(NamedTuple):
     # The Jacobian diag(p) − ppᵀ over `rest`: row k is q_k (e_k − p), and the top's p (e − q). Its entries are of order
     # one and free of cancellation, however near the top's p is to 1.
 
+    @property
+    def shares(self) -> Float[Tensor, "*n classes"]:
+        return torch.where(self.top, self.p, self.q)
+
     def jacobian(self) -> Float[Tensor, "*n classes classes"]:
         centres = torch.where(self.top.unsqueeze(-1), self.q.unsqueeze(-2), self.p.unsqueeze(-2))
         identity = torch.eye(self.p.shape[-1], dtype=self.p.dtype, device=self.p.device)
-        return torch.where(self.top, self.p, self.q).unsqueeze(-1) * (identity - centres)
+        return self.shares.unsqueeze(-1) * (identity - centres)
+
+    def rows(self) -> Iterator[Float[Tensor, "*n classes"]]:
+        """Those of the Jacobian, one at a time."""
+        for k, (top, share) in enumerate(zip(self.top.split(1, -1), self.shares.split(1, -1), strict=True)):
+            row = torch.where(top, self.q, self.p).neg_()
+            row[..., k] += 1
+            yield row.mul_(share)
 
     def product(self, v: Float[Tensor, "*n classes"]) -> Float[Tensor, "*n classes"]:
         means = [(shares * v).sum(-1, keepdim=True) for shares in (self.q, self.p)]
-        return torch.where(self.top, self.p, self.q) * (v - torch.where(self.top, *means))
+        return self.shares * (v - torch.where(self.top, *means))
 
 
-def _norm(rows: Iterable[Float[Tensor, "*n numbers"]], norm: str) -> Float[Tensor, "*n"]:
-    if norm == "frobenius":  # row by row, without the whole Jacobian
-        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(row, dim=-1) for row in rows]), dim=0)
-    jacobian = torch.stack(list(rows), -2)
-    return torch.linalg.eigvalsh(jacobian @ jacobian.mT)[..., -1].clamp(min=0).sqrt()
+@dataclass
+class _Norm:
+    """A norm of a matrix whose rows come one after the other."""
+
+    spectral: bool
+    kept: list[Tensor] = field(default_factory=list)  # rows, or their norms
+    gram: Float[Tensor, "*n numbers numbers"] | None = None  # of the rows that were let go
+
+    def add(self, row: Float[Tensor, "*n numbers"]) -> None:
+        self.kept.append(row if self.spectral else torch.linalg.vector_norm(row, dim=-1))
+        if self.spectral and len(self.kept) > row.shape[-1]:
+            self._let_go()
+        elif not self.spectral and len(self.kept) > 64:  # thousands of small tensors fragment the memory
+            self.kept = [torch.linalg.vector_norm(torch.stack(self.kept), dim=0)]
+
+    def _let_go(self) -> None:
+        rows, self.kept = torch.stack(self.kept, -2), []
+        self.gram = rows.mT @ rows if self.gram is None else self.gram + rows.mT @ rows
+
+    def value(self) -> Float[Tensor, "*n"]:
+        if not self.spectral:
+            return torch.linalg.vector_norm(torch.stack(self.kept), dim=0)
+        if self.gram is not None and self.kept:
+            self._let_go()
+        if self.gram is None:
+            rows = torch.stack(self.kept, -2)
+            self.gram = rows @ rows.mT
+        return torch.linalg.eigvalsh(self.gram)[..., -1].clamp(min=0).sqrt()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from genlib.estimates import Maximum
 from genlib.network import Params, over_models
+from genlib.network.derivatives import require_derivatives
 from genlib.network.losses import zero_one_loss
 from genlib.network.objective import Objective, parameter_norm, random_params, seeded_generator
 
@@ -35,6 +36,7 @@ class Ball:
             raise ValueError(f"ball is {kind!r}; choose box, l2 or adaptive")
         if not 0 < radius < torch.inf:
             raise ValueError(f"radius is {radius}; it must be positive and finite")
+        require_derivatives(objective, twice=False)
         return cls(kind, radius, objective.network.params, objective.network.size)
 
     def center(self) -> Params:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from genlib.estimates import Estimate
 from genlib.network import Network, Params
+from genlib.network.derivatives import require_derivatives
 from genlib.network.losses import zero_one_loss
 from genlib.network.objective import Objective
 from genlib.network.precision import full_precision
@@ -68,6 +69,7 @@ def largest_radius(
             "limits in order"
         )
     objective = Objective.of(network, inputs, labels, chunk_size=chunk_size)
+    require_derivatives(objective, twice=False)
     risk = replace(objective, loss=zero_one_loss) if of == "error" else objective
     weights = objective.network.params
     loss, gradient = objective.gradient(weights)

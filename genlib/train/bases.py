@@ -24,7 +24,8 @@ class LeanSGD:
     @torch.no_grad()
     def update(self, grads: Sequence[Tensor | None]) -> None:
         (group,) = self.param_groups
-        used = [(p, g) for p, g in zip(group["params"], grads, strict=True) if g is not None]
+        dense = [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
+        used = [(p, g) for p, g in zip(group["params"], dense, strict=True) if g is not None]
         params, buffers = [p for p, _ in used], [self.state[p]["momentum_buffer"] for p, _ in used]
         # The fused kernel walks through memory: a gradient laid out otherwise than its parameter would be misread.
         grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in used]
@@ -49,6 +50,8 @@ OPTIMIZERS = {
 
 def build(base: str | type, params: list[Tensor], **options: float) -> "LeanSGD | torch.optim.Optimizer":
     """A base optimizer; a class of torch's own is given those of lr, momentum and weight decay that it takes."""
+    if base == "sgd" and any(p.is_complex() for p in params):  # the fused kernel takes none
+        return torch.optim.SGD(params, **options)
     if isinstance(base, str):
         return OPTIMIZERS[base](params, **options)
     known = inspect.signature(base).parameters

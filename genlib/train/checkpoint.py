@@ -4,13 +4,15 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genlib import scale
+from genlib.network import copied
+from genlib.train.door import put, tensors_of
 from genlib.train.engines import Single, Stack
 from genlib.train.plan import Job, Plan
 
@@ -21,14 +23,14 @@ SECONDS_BETWEEN_SAVES = 10.0
 
 @dataclass
 class Fate:
-    """What became of one network so far; `state` holds its weights once it has ended."""
+    """What became of one network so far; `module` is the trained one once it has ended."""
 
     history: list[dict[str, float | int]] = field(default_factory=list)
     converged: bool = False
     steps: int = 0
     seconds: float = 0.0
     diverged_at: int | None = None
-    state: dict[str, Tensor] | None = None
+    module: nn.Module | None = None
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Checkpoint:
     """The file of one training, in the folder `plan.checkpoint`, named after all that decides its result."""
 
     def __init__(self, jobs: Sequence[Job], plan: Plan):
-        self.path = None
+        self.path, self.jobs = None, jobs
         if plan.checkpoint is not None:
             self.path = Path(plan.checkpoint) / f"training-{_fingerprint(jobs, plan)}.pt"
         self.saved = time.perf_counter()
@@ -65,7 +67,10 @@ class Checkpoint:
         if self.path is None or (state.active and time.perf_counter() - self.saved < SECONDS_BETWEEN_SAVES):
             return
         content = {
-            "fates": [asdict(fate) for fate in state.fates],
+            "fates": [
+                vars(fate) | {"module": None if fate.module is None else tensors_of(fate.module)}
+                for fate in state.fates
+            ],
             "engine": state.engine.state() if state.active else None,
             "generators": [generator.get_state() for generator in state.generators],
             "random": [torch.get_rng_state(), *_cuda_states(state)],
@@ -89,6 +94,9 @@ class Checkpoint:
             content = torch.load(self.path, map_location=device, weights_only=True)
         except Exception as error:
             raise ValueError(f"checkpoint: {self.path} can't be read ({error}); delete it to train anew") from error
+        for job, fate in zip(self.jobs, content["fates"], strict=True):
+            if fate["module"] is not None:
+                fate["module"] = put(copied(job.module).to(device), fate["module"])
         state.fates = [Fate(**fate) for fate in content["fates"]]
         if 0 < len(content["active"]) < len(state.active):
             state.engine.keep(content["active"])
@@ -116,7 +124,7 @@ def _fingerprint(jobs: Sequence[Job], plan: Plan) -> str:
     for job in jobs:
         digest.update(f"{job.lr} {job.weight_decay} {job.stop} {job.seed} {job.module}".encode())
         digest.update(f"{job.dataset!r} {job.dataset.device.type}".encode())
-        tensors = [*job.module.state_dict().values(), job.dataset.labels, job.dataset.test_labels]
+        tensors = [*tensors_of(job.module).values(), job.dataset.labels, job.dataset.test_labels]
         if not job.streamed:
             tensors += [_sample(job.dataset.inputs), _sample(job.dataset.test_inputs)]
         for tensor in tensors:

@@ -1,26 +1,26 @@
 """What `fit` and `fit_many` train with: one network, or a stack of them behind the same few methods."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from genlib.data import Dataset
-from genlib.network import Network, Params, over_models, without_hooks
+from genlib.network import Network, Params, copied, over_models, without_hooks
 from genlib.network.chunks import BLOCK_BYTES, samples_to_score
 from genlib.network.losses import (
-    LOSSES,
     MEANS,
     SampleLoss,
     per_sample_loss,
-    require_binary,
     sample_losses,
     zero_one_loss,
 )
-from genlib.optimizers import SAM, Ascent, MeanSAM, OneSAM
+from genlib.network.precision import upcast
+from genlib.optimizers import SAM, Ascent, LabelNoise, MeanSAM, OneSAM, kept, unchanged
 from genlib.train.bases import LeanSGD, build
+from genlib.train.door import as_trained, few, put, rehearsed, require_samples_alone, tensors_of, training_copy
 from genlib.train.plan import Job, Plan
 
 __all__ = ["Single", "Stack", "scores"]
@@ -32,22 +32,26 @@ class Single:
     def __init__(self, jobs: Sequence[Job], plan: Plan):
         (job,) = jobs
         self.plan, self.dataset = plan, job.dataset
-        self.module = copy.deepcopy(job.module).to(job.dataset.device).train()
+        writes = _rehearsed(jobs, plan)
+        self.module = training_copy(job.module, job.dataset.device)
         self.moving = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-        self.fixed = dict(self.module.named_buffers())
-        hooked = isinstance(plan.recipe, SAM) and self.fixed  # it holds BatchNorm's statistics by a hook
-        self.forward = self.module if hooked else without_hooks(self.module)
+        own = callable(plan.optimizer) and not plan.recipe  # it may hook modules, as a SAM of one's own does
+        self.forward = as_trained(self.module if own else without_hooks(self.module), writes=writes)
         params = list(self.moving.values())
-        if callable(plan.optimizer) and not plan.recipe:
+        if own:
             self.optimizer = plan.optimizer(params)
         else:
             options = {"lr": job.lr, "momentum": plan.momentum, "weight_decay": job.weight_decay}
             self.optimizer = build(plan.base, params, **options)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.mean_sam = _mean_sam(self.module, plan, self.moving, job.dataset)
-        self.ascent = _ascent(plan, self.fixed)
+        self.ascent = Ascent(plan.recipe, kept=lambda: kept(self.module)) if isinstance(plan.recipe, SAM) else None
         loss = per_sample_loss(plan.loss)
         self.mean_loss = MEANS.get(loss, lambda logits, labels: loss(logits, labels).mean())
+
+    @property
+    def fixed(self) -> Params:
+        return dict(self.module.named_buffers())
 
     def minibatches(self, orders: list[Tensor] | None) -> Iterable[tuple[Tensor, Tensor]]:
         if orders is None:
@@ -67,7 +71,7 @@ class Single:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         if self.plan.augment is not None:
-            inputs = self.plan.augment(inputs)
+            inputs = self.plan.augment(inputs.clone() if self.plan.batch_size is None else inputs)
         if self.plan.one_by_one and not self.plan.recipe:
             mean = self._own_step(inputs, labels)
         else:
@@ -100,10 +104,10 @@ class Single:
         return self.module
 
     def state(self) -> dict:
-        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"module": tensors_of(self.module), "optimizer": self.optimizer.state_dict()}
 
     def restore(self, state: dict) -> None:
-        self.module.load_state_dict(state["module"])
+        put(self.module, state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
@@ -119,7 +123,10 @@ class Stack:
             raise ValueError("datasets are of different sizes; stack each size by itself, or pass stacked=False")
         self.plan, self.jobs = plan, list(jobs)
         device = jobs[0].dataset.device
-        self.network = Network.stack([job.module for job in jobs])
+        writes = _rehearsed(jobs, plan)
+        self.network = replace(
+            Network.stack([copied(jobs[0].module), *(job.module for job in jobs[1:])]), writes_inputs=writes
+        )
         self.network.module.to(device)
         trains = {name: p.requires_grad for name, p in jobs[0].module.named_parameters()}
         self.params = {name: p.to(device).requires_grad_(trains[name]) for name, p in self.network.params.items()}
@@ -139,7 +146,7 @@ class Stack:
         )
         self.network.module.train()
         self.mean_sam = _mean_sam(self.network.module, plan, self.moving, jobs[0].dataset, stacked=True)
-        self.ascent = _ascent(plan, self.buffers, stacked=True)
+        self.ascent = self._ascent()
         self.loss, self.rows = per_sample_loss(plan.loss), None
         self._lay_out_data()
 
@@ -150,6 +157,14 @@ class Stack:
     @property
     def fixed(self) -> Params:
         return self.buffers | {name: param for name, param in self.params.items() if not param.requires_grad}
+
+    def _ascent(self) -> Ascent | None:
+        recipe = self.plan.recipe
+        return (
+            Ascent(recipe, stacked=True, kept=lambda: unchanged(self.buffers.values()))
+            if isinstance(recipe, SAM)
+            else None
+        )
 
     def _lay_out_data(self) -> None:
         datasets = [job.dataset for job in self.jobs]
@@ -183,14 +198,17 @@ class Stack:
 
     def step(self, inputs: Tensor, labels: Tensor, factor: float) -> Float[Tensor, " models"]:
         if self.plan.augment is not None:
-            inputs = self.plan.augment(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+            flat = inputs.flatten(0, 1)
+            flat = self.plan.augment(flat.clone() if self.plan.batch_size is None else flat)
+            inputs = flat.unflatten(0, inputs.shape[:2])
         params = list(self.moving.values())
         each, grads = _gradient(self, inputs, labels)
         self.optimizer.param_groups[0]["lr"] = self.rate * factor
         with torch.no_grad():
             if "weight_decay" in self.per_model:
                 decay = self.per_model["weight_decay"]
-                grads = [grad.addcmul(p, over_models(decay, p)) for p, grad in zip(params, grads, strict=True)]
+                pairs = zip(params, grads, strict=True)
+                grads = [None if grad is None else grad.addcmul(p, over_models(decay, p)) for p, grad in pairs]
             before = [param.clone() for param in params] if "lr" in self.per_model else []
             _update(self.optimizer, params, grads)
             for old, param in zip(before, params, strict=False):
@@ -199,12 +217,13 @@ class Stack:
                 self.plan.project({name: param.detach() for name, param in self.params.items()})
         return each
 
-    def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Float[Tensor, " models"], Sequence[Tensor]]:
+    def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Float[Tensor, " models"], Sequence[Tensor | None]]:
         each = sample_losses(self.loss, self.logits(inputs), labels).mean(1)
-        return each.detach(), torch.autograd.grad(each.sum(), list(self.moving.values()))
+        return each.detach(), torch.autograd.grad(each.sum(), list(self.moving.values()), allow_unused=True)
 
     def train(self, training: bool) -> None:
         self.network.module.train(training)
+        self.network = replace(self.network)  # which forgets its dense steps: dropout is one of them in training alone
 
     def keep(self, rows: list[int]) -> None:
         self.jobs = [self.jobs[row] for row in rows]
@@ -219,12 +238,15 @@ class Stack:
         self.optimizer.param_groups[0]["params"] = list(self.moving.values())
         self.buffers = {name: b[rows] for name, b in self.buffers.items()}
         self.per_model = {key: value[rows] for key, value in self.per_model.items()}
-        self.ascent = _ascent(self.plan, self.buffers, stacked=True)
+        self.ascent = self._ascent()
         self._lay_out_data()
 
     def trained(self, row: int) -> nn.Module:
-        module = copy.deepcopy(self.jobs[row].module).to(self.labels.device)
-        module.load_state_dict({n: t.detach()[row] for n, t in {**self.params, **self.buffers}.items()}, strict=False)
+        module = copied(self.jobs[row].module).to(self.labels.device)
+        own = {n: t.detach()[row].clone() for n, t in {**self.params, **self.buffers}.items()}
+        if tensors_of(put(module, own)).keys() - own.keys():  # what hooks compute from the weights
+            with torch.no_grad():
+                module.eval()(self.inputs[row, :1].clone())
         return module
 
     def state(self) -> dict:
@@ -241,7 +263,13 @@ def _gradient(engine: Single | Stack, inputs: Tensor, labels: Tensor) -> tuple[T
     """The loss, one a model of a stack, and the gradient that the recipe steps with."""
     recipe = engine.plan.recipe
     if isinstance(recipe, OneSAM):
-        loss, grads = engine.mean_sam(engine.moving, engine.fixed, inputs, labels)
+        try:
+            loss, grads = engine.mean_sam(engine.moving, engine.fixed, inputs, labels)
+        except RuntimeError as error:  # vmap's, in words of its own
+            raise ValueError(
+                f"network: its samples can't pass each by itself ({str(error).splitlines()[0]}); train by SAM, or "
+                "write its forward pass so that torch.func.vmap takes it"
+            ) from error
         return loss, list(grads.values())
     if isinstance(recipe, SAM):
         return engine.ascent.gradient(lambda: engine.evaluate(inputs, labels), list(engine.moving.values()))
@@ -259,8 +287,17 @@ def _update(
     optimizer.step()
 
 
-def _ascent(plan: Plan, buffers: Params, *, stacked: bool = False) -> Ascent | None:
-    return Ascent(plan.recipe, stacked=stacked, buffers=bool(buffers)) if isinstance(plan.recipe, SAM) else None
+def _rehearsed(jobs: Sequence[Job], plan: Plan) -> bool:
+    """Whether the first network writes into its inputs; refused where it can't be trained on all these data."""
+    datasets = list({id(job.dataset): job.dataset for job in jobs}.values())
+    labels = [labels for d in datasets for labels in (d.labels, d.test_labels if plan.track_test else d.labels[:0])]
+    if isinstance(plan.recipe, LabelNoise):
+        labels += [d.labels.new_tensor([len(d.classes) - 1]) for d in datasets]
+    inputs, _ = few(datasets[0])
+    writes = rehearsed(jobs[0].module, inputs, torch.cat(labels), per_sample_loss(plan.loss))
+    if isinstance(plan.recipe, OneSAM):
+        require_samples_alone(jobs[0].module, inputs)
+    return writes
 
 
 def _mean_sam(
@@ -279,9 +316,7 @@ def scores(
     """Mean loss and accuracy of each network over all batches."""
     total, samples = 0.0, 0
     for inputs, labels in batches:
-        z = logits(inputs)
-        if z.shape[-1] == 1 and loss in LOSSES.values():  # a loss of one's own may read labels as it likes
-            require_binary(labels)
+        z = upcast(logits(inputs))
         parts = [sample_losses(loss, z, labels), 1 - sample_losses(zero_one_loss, z, labels)]
         total, samples = total + torch.stack([part.double().sum(1) for part in parts]), samples + labels.shape[1]
     return total / samples

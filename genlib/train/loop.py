@@ -1,32 +1,47 @@
 """Training: `fit` one network, `fit_many` a stack of them at once. Data lives on the device as tensors."""
 
-import copy
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Int64, Integer
 from joblib import Parallel, delayed
+from joblib.externals.loky.backend.reduction import dumps
 from torch import Tensor, nn
 
 from genlib import scale
 from genlib.data import Dataset
-from genlib.network import Params, require_one_shape
+from genlib.network import Params, copied, require_one_shape
 from genlib.network.chunks import samples_to_score
 from genlib.network.losses import Loss, per_sample_loss
 from genlib.optimizers import LabelNoise
 from genlib.progress import progress
 from genlib.train.checkpoint import Checkpoint, Fate, State
+from genlib.train.door import (
+    SAMPLES,
+    as_trained,
+    cast,
+    in_precision,
+    require_finite_data,
+    require_labels,
+    require_logits,
+    require_module,
+    sparing,
+    trainable,
+    undisturbed,
+)
 from genlib.train.engines import Single, Stack, scores
 from genlib.train.plan import Job, Optimizer, Plan, Stop
 from genlib.train.runs import Run, Runs
+from genlib.train.stacking import stack_fails
 
 __all__ = ["fit", "fit_many", "loss_and_accuracy"]
 
 
+@undisturbed()
 def fit(
     module: nn.Module,
     dataset: Dataset,
@@ -54,15 +69,21 @@ def fit(
     brings the parameters, a dict of tensors with a leading axis of models, back into a set, in place. `checkpoint` is a
     folder: a training that was killed goes on from its last saved epoch, bit for bit, and one that had ended is read
     from there. Cost a step: 3 forward passes over the batch; a check: 1 over the data.
-    Raises FloatingPointError, with the step, when the loss is no longer finite.
+    The module comes out of DataParallel and torch.compile; hooks, parametrizations and frozen weights are trained with
+    as they are. The data are cast to the precision of the weights, autocast around the call is off; data that the
+    forward pass or `augment` writes into stay as they were.
+    Raises FloatingPointError, with the step, when the loss is no longer finite. ValueError: a network that can't be
+    trained as a copy on these data, found by passing a few samples before the first step; data that aren't finite.
     """
     plan = Plan(optimizer, momentum, batch_size, loss, schedule, augment, project, track_test, checkpoint)
-    run = _train([Job(module, dataset, lr, weight_decay, stop, seed)], plan, Single)[0]
+    module = trainable(module)
+    run = _train([Job(module, in_precision(dataset, module), lr, weight_decay, stop, seed)], plan, Single)[0]
     if run.diverged_at is not None:
         raise FloatingPointError(f"the loss is not finite at step {run.diverged_at}; lower lr ({lr}) or check the data")
     return run
 
 
+@undisturbed()
 def fit_many(
     modules: Sequence[nn.Module],
     datasets: Dataset | Sequence[Dataset],
@@ -90,18 +111,32 @@ def fit_many(
     Where a loop is faster (convolutions and wide layers on a CPU) or needed (L-BFGS, an optimizer of your own, streamed
     data) it loops; `stacked` overrules the choice. The loop, or the stack in equal parts, is spread over that many
     `workers` (processes of one thread each). The rest is as in `fit`.
+    Before a stack is trained, a few samples show that its outputs, gradients and buffers are those of its networks, but
+    for dense ones, where that is sure; else it loops, and with `stacked` True: ValueError.
     """
-    modules = list(modules)
+    modules = [trainable(module, f"modules[{i}]") for i, module in enumerate(modules)]
     require_one_shape(modules)
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; it must be at least 1")
     plan = Plan(optimizer, momentum, batch_size, loss, schedule, augment, project, track_test, checkpoint)
     columns = {"datasets": datasets, "lr": lr, "weight_decay": weight_decay, "stop": stop, "seed": seed}
     columns["seed"] = range(len(modules)) if seed is None else seed
-    rows = zip(modules, *(_one_each(len(modules), *column) for column in columns.items()), strict=True)
-    jobs = [Job(*row) for row in rows]
+    each = [_one_each(len(modules), *column) for column in columns.items()]
+    fitting = {}  # each once, for what networks share takes no memory of its own
+    for i, (dataset, module) in enumerate(zip(each[0], modules, strict=True)):
+        key = id(dataset), tuple(p.dtype for p in module.parameters())
+        each[0][i] = fitting[key] if key in fitting else fitting.setdefault(key, in_precision(dataset, module))
+    jobs = [Job(*row) for row in zip(modules, *each, strict=True)]
     must_loop = plan.one_by_one or any(job.streamed for job in jobs)
     if stacked and must_loop:
         raise ValueError("stacked is True, but L-BFGS, optimizers of your own and streamed data train one by one")
     loop = must_loop or stacked is False or (stacked is None and _loop_is_faster(jobs[0]))
+    if not loop and (why := stack_fails(modules, each[0])) is not None:
+        if stacked:
+            raise ValueError(f"stacked is True, but {why}; leave stacked out to train the networks one by one")
+        loop = True
+    if workers > 1:
+        _require_sendable(modules[0])
     parts = len(jobs) if loop else min(workers, len(jobs))
     ends = [part * len(jobs) // parts for part in range(parts + 1)]
     tasks = (delayed(_train)(jobs[a:b], plan, Single if loop else Stack) for a, b in itertools.pairwise(ends))
@@ -109,21 +144,47 @@ def fit_many(
     return Runs(tuple(run for part in progress(found, total=parts, what="networks") for run in part))
 
 
+@undisturbed()
 @torch.no_grad()
 def loss_and_accuracy(
-    module: nn.Module, inputs: Tensor, labels: Int[Tensor, " samples"], *, loss: Loss = "cross_entropy"
+    module: nn.Module, inputs: Tensor, labels: Integer[Tensor, " samples"], *, loss: Loss = "cross_entropy"
 ) -> tuple[float, float]:
-    """Mean loss and accuracy of a module in evaluation mode, the mode put back. Cost: 1 forward pass."""
-    if len(inputs) == 0 or len(inputs) != len(labels):
-        raise ValueError(f"inputs and labels hold {len(inputs)} and {len(labels)} samples; give one label an input")
+    """Mean loss and accuracy of a module in evaluation mode, the mode put back.
+
+    Cost: 1 forward pass over the data, and one over 8 samples. Inputs are cast to the precision of the weights, and
+    stay as they were where the forward pass works in place.
+    ValueError: no data, labels that aren't one whole number a sample among the classes, a forward pass that fails or
+    gives no logits, a loss that isn't finite.
+    """
+    require_module(module)
+    sample_loss = per_sample_loss(loss)
+    labels = _whole_labels(inputs, labels)
+    inputs = cast(inputs, module)
     modes = {part: part.training for part in module.modules()}
+    forward = as_trained(sparing(module))
+
+    def logits(x: Tensor) -> Tensor:
+        outputs = forward(x[0])
+        require_logits(outputs, len(x[0]))
+        return outputs[None]
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        size = samples_to_score(1, inputs.shape[1:])
+        for x, y in zip(inputs.split(size), labels.split(size), strict=True):
+            yield x[None], y[None]
+
     module.eval()
-    size = samples_to_score(1, inputs.shape[1:])
-    batches = ((x[None], y[None]) for x, y in zip(inputs.split(size), labels.split(size), strict=True))
-    both = scores(lambda x: module(x[0])[None], batches, per_sample_loss(loss))
-    for part, training in modes.items():
-        part.training = training
-    mean_loss, accuracy = both.flatten().tolist()
+    try:
+        require_labels(logits(inputs[None, :SAMPLES]).shape[-1], labels, sample_loss)
+        mean_loss, accuracy = scores(logits, batches(), sample_loss).flatten().tolist()
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    if not math.isfinite(mean_loss):
+        what = "" if not inputs.is_floating_point() or inputs.isfinite().all() else ", and inputs aren't either"
+        raise ValueError(
+            f"network: its loss on these data is not finite{what}; check inputs, or measure it before it diverged"
+        )
     return mean_loss, accuracy
 
 
@@ -140,7 +201,11 @@ def _train(jobs: Sequence[Job], plan: Plan, engine_type: type[Single] | type[Sta
         raise ValueError("stop.every differs between the networks of a stack; look at all of them after the same steps")
     every = jobs[0].stop.every or max(steps_an_epoch, 10)
     checkpoint = Checkpoint(jobs, plan)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), progress(what="steps") as line:
+    with (
+        undisturbed(),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        progress(what="steps") as line,
+    ):
         torch.manual_seed(jobs[0].seed)  # for dropout and augmentation; shuffling has generators of its own
         state = State(engine_type(jobs, plan), [Fate() for _ in jobs], [_generator(job) for job in jobs])
         checkpoint.load(state)
@@ -185,11 +250,14 @@ def _check(state: State, jobs: Sequence[Job], plan: Plan, caps: Sequence[float |
             {"step": state.step, "epoch": epoch, "seconds": fate.seconds, **dict(zip(names, values, strict=True))}
         )
         if first_bad >= 0 or not math.isfinite(values[0]):
+            require_finite_data(jobs[index].dataset)
             fate.diverged_at = state.step - len(state.recent) + max(int(first_bad), 0) + 1
         else:
+            if not all(map(math.isfinite, values)):
+                require_finite_data(jobs[index].dataset, test=True)
             fate.converged = jobs[index].converged(*values[:2])
         if fate.diverged_at or state.step >= caps[index] or (fate.converged and jobs[index].has_target):
-            fate.state = {name: tensor.clone() for name, tensor in engine.trained(row).state_dict().items()}
+            fate.module = engine.trained(row)
         else:
             stay.append(row)
     state.recent = []
@@ -199,11 +267,39 @@ def _check(state: State, jobs: Sequence[Job], plan: Plan, caps: Sequence[float |
 
 
 def _run(job: Job, fate: Fate) -> Run:
-    module = copy.deepcopy(job.module).to(job.dataset.device)
-    module.load_state_dict(fate.state)
+    for p in fate.module.parameters():
+        p.grad = None
     history = pd.DataFrame(fate.history)
     ended = fate.converged, fate.steps, fate.seconds, fate.diverged_at
-    return Run(module.train(False), copy.deepcopy(job.module).train(False), history, *ended)
+    return Run(fate.module.train(False), copied(job.module).train(False), history, *ended)
+
+
+def _whole_labels(inputs: Tensor, labels: Tensor) -> Int64[Tensor, " samples"]:
+    for name, tensor in (("inputs", inputs), ("labels", labels)):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} is a {type(tensor).__name__}; give a tensor, as by torch.as_tensor")
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if labels.dim() != 1 or not whole:
+        raise ValueError(
+            f"labels have the shape {tuple(labels.shape)} and {labels.dtype}; give one whole number a sample, "
+            "from 0 to classes - 1, as by labels.squeeze(1) or labels.argmax(1) and .long()"
+        )
+    if inputs.dim() == 0 or len(inputs) == 0 or len(inputs) != len(labels):
+        samples = len(inputs) if inputs.dim() else "no"
+        raise ValueError(f"inputs and labels hold {samples} and {len(labels)} samples; give one label an input")
+    return labels.long()
+
+
+def _require_sendable(module: nn.Module) -> None:
+    try:
+        if any(p._backward_hooks for p in module.parameters()):
+            raise TypeError("hooks of weights stay behind")
+        dumps(module)
+    except Exception as error:  # whatever a part of it raises, as parametrized ones do
+        raise ValueError(
+            f"workers is above 1, but the networks can't be sent to other processes ({type(error).__name__}: {error}); "
+            "train with workers=1"
+        ) from error
 
 
 def _one_each(count: int, name: str, value) -> list:

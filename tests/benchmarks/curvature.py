@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
+from memory import eigenvalue_memory
 from networks import BEYOND_FIRST, MLP, digits, trained_mlp
 from scipy.sparse.linalg import LinearOperator, eigsh
 from timing import Row, medians
@@ -38,6 +39,7 @@ def rows() -> list[Row]:
     mlp = trained_mlp(), (chosen.inputs, chosen.labels), f"{MLP}, {len(chosen.labels)} samples"
     cnn = _cnn(500)
     return [
+        _memory_row(30.0),
         _trace_row(*mlp, 8.0),
         _trace_row(*cnn, 1.0),
         _product_row(*mlp, BEYOND_FIRST),
@@ -63,6 +65,14 @@ def _cnn(samples: int) -> tuple[nn.Sequential, Data, str]:
     chosen = dataclasses.replace(small, inputs=enlarged(small.inputs), test_inputs=enlarged(small.test_inputs))
     network = fit(network, chosen, lr=0.02, batch_size=64, stop=Stop(accuracy=0.99, epochs=50)).module
     return network, (chosen.inputs, chosen.labels), f"conv16-pool-conv32-pool-dense, 3×16×16, {samples} samples"
+
+
+def _memory_row(vectors: float) -> Row:
+    """The memory of the ten largest eigenvalues on few samples, beyond the network, in vectors of parameters."""
+    found = eigenvalue_memory(TOP)
+    baseline = f"{vectors:.0f} vectors of parameters; in place of passes, vectors"
+    case = f"memory: {TOP} of MLP 72-600-600-3, 4 samples"
+    return Row("top_eigenvalues", case, baseline, vectors / found, 1.0, found, vectors)
 
 
 def _product_row(network: nn.Sequential, data: Data, case: str, beyond_first: float, products: int = 10) -> Row:

@@ -1,6 +1,7 @@
 """Jacobian norms against a loop over the samples, transitions along paths against the forward passes themselves."""
 
 import torch
+from memory import jacobian_memory
 from networks import MLP, digits, trained_mlp
 from timing import Row, medians
 from torch import nn
@@ -21,6 +22,7 @@ def rows() -> list[Row]:
     return [
         jacobian_row(mlp, inputs, MLP, 10.0, 1.15),
         jacobian_row(cnn, images, CNN, 5.0, 1.5),
+        memory_row(10_000, 64),
         transitions_row(mlp, inputs, MLP, paths=100, points=1000),
         transitions_row(cnn, images, CNN, paths=10, points=1000),
     ]
@@ -44,6 +46,14 @@ def jacobian_row(network: nn.Module, inputs: torch.Tensor, case: str, at_least: 
     case = f"{case}, {len(inputs)} samples"
     baseline = f"a loop over {len(few)} of the samples"
     return Row("jacobian_norms", case, baseline, ratio, at_least, own / once, limit, error, 1e-4, slack * limit)
+
+
+def memory_row(classes: int, megabytes: int) -> Row:
+    """The memory of the norms of both outputs' Jacobians, where a square matrix over the classes is 380 MB."""
+    found = jacobian_memory(("probabilities", "logits"), "spectral", classes)
+    case = f"memory: dense 16-4-{classes}, 4 samples, spectral, both outputs"
+    baseline = f"{megabytes} MB; in place of passes, megabytes"
+    return Row("jacobian_norms", case, baseline, megabytes / found, 1.0, found, float(megabytes))
 
 
 def transitions_row(network: nn.Module, inputs: torch.Tensor, case: str, *, paths: int, points: int) -> Row:

@@ -6,6 +6,7 @@ from curvature_cases import operator, with_spectrum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genlib.curvature import lanczos
 from genlib.curvature.lanczos import largest, quadrature
 
 
@@ -67,6 +68,37 @@ def test_eigenvalues_that_repeat_are_counted_as_often_as_they_are(values, dtype)
         torch.testing.assert_close(found.values, expected[:k], rtol=0, atol=10 * tolerance)
         torch.testing.assert_close(found.vectors @ found.vectors.T, torch.eye(k, dtype=dtype))
         assert found.converged.all() and found.matvecs < 2 * len(values)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_no_scale_is_lost_in_squares(scale):
+    matrix = with_spectrum(torch.linspace(-1, 2, 60)).float()
+    plain, scaled = top_of(matrix, 4, 1e-5), top_of(scale * matrix, 4, 1e-5)
+    torch.testing.assert_close(scaled.values / scale, plain.values)
+    assert scaled.converged.all() and scaled.matvecs > 8
+    start = torch.ones(60)
+    plain, scaled = (quadrature(operator(one), start, 10) for one in (matrix, scale * matrix))
+    torch.testing.assert_close(scaled[0] / scale, plain[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scaled[1], plain[1], rtol=1e-3, atol=1e-4)
+
+
+def test_a_scale_without_digits_is_refused():
+    with pytest.raises(ValueError, match=r"^network: its Hessian is of order 2e-36, where torch.float32 runs out"):
+        top_of(1e-36 * with_spectrum(torch.linspace(-1, 2, 60)).float(), 4, 1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 5, 10, 30])
+def test_restarts_in_place_change_nothing(k, monkeypatch):
+    matrix = with_spectrum(torch.linspace(0, 1, 300))
+    monkeypatch.setattr(lanczos, "_COLUMNS", 7)
+    products = []
+    found = largest(operator(matrix, products), k, 1e-8, 2000, torch.Generator().manual_seed(0))
+    assert len(products) > 3 * k + 30  # beyond what the basis holds
+    torch.testing.assert_close(found.values, torch.linalg.eigvalsh(matrix).flip(0)[:k], rtol=0, atol=1e-8)
+    torch.testing.assert_close(found.vectors @ found.vectors.T, torch.eye(k, dtype=torch.float64))
+    residuals = (matrix @ found.vectors.T - found.vectors.T * found.values).norm(dim=0)
+    torch.testing.assert_close(residuals, found.residuals, rtol=0, atol=1e-9)
+    assert len(found.vectors.untyped_storage()) == found.vectors.nbytes  # no row is kept but these
 
 
 def test_quadrature_gives_functions_of_the_matrix():

@@ -1,9 +1,8 @@
-"""Dry runs, small files in place of the published ones, and no type checks where a wrong type is the point."""
+"""Dry runs, and small files in place of the published ones."""
 
 import shutil
 from urllib.error import URLError
 
-import jaxtyping
 import pytest
 
 from genlib.data import files
@@ -12,14 +11,6 @@ from genlib.data import files
 @pytest.fixture
 def dry_run(monkeypatch):
     monkeypatch.setenv("GENLIB_DRY_RUN", "1")
-
-
-@pytest.fixture
-def unchecked():
-    """Without the type checks of the tests, which would refuse a wrong type before genlib can."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

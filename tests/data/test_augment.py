@@ -1,5 +1,6 @@
 """Augmentations: every draw is one of the images that it may be, and all are drawn."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -39,3 +40,18 @@ def test_rolls_are_torchs_roll():
 def test_chain_applies_them_in_order():
     batch = torch.arange(6.0).view(2, 3)
     assert torch.equal(chain(lambda x: x + 1, lambda x: 2 * x)(batch), 2 * (batch + 1))
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        (lambda: random_crops(1)(torch.zeros(3, 28, 28)), r"random_crops takes images .* shape \(3, 28, 28\)"),
+        (lambda: random_rolls(2)(torch.zeros(3, 1, 40)), r"random_rolls takes signals .* shape \(3, 1, 40\)"),
+        (lambda: random_crops(-1), "padding is -1; give a whole number"),
+        (lambda: random_crops(0.5), "padding is 0.5"),
+        (lambda: random_rolls(-2), "most is -2; give a whole number"),
+    ],
+)
+def test_batches_of_another_form_are_named(augment, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        augment()

@@ -1,6 +1,7 @@
 """What the corruptions change, how they draw it, and what they leave."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,3 +159,13 @@ def test_center_crop_keeps_the_middle():
     cropped = center_crop(whole, 4)
     assert torch.equal(cropped.inputs, whole.inputs[..., 1:5, 1:5])
     assert torch.equal(cropped.test_inputs, whole.test_inputs[..., 1:5, 1:5])
+
+
+def test_data_without_a_variance_or_a_wrong_class_are_refused():
+    whole = images()
+    holed = torch.where(torch.arange(60)[:, None, None, None] == 7, torch.nan, whole.inputs)
+    with pytest.raises(ValueError, match=r"dataset: the inputs of .* aren't all finite"):
+        gaussian_pixels(replace(whole, inputs=holed), seed=0)
+    one = Dataset(whole.inputs, whole.labels * 0, whole.test_inputs, whole.test_labels * 0, ("all",))
+    with pytest.raises(ValueError, match="has one class, and so no wrong label"):
+        attack_set(one, 5, seed=0)

@@ -75,6 +75,9 @@ def test_minibatches_of_the_test_set_are_all_of_it():
         ({"labels": torch.zeros(60, 10, dtype=torch.int64)}, "labels must be a vector of int64"),
         ({"labels": np.zeros(60, dtype=np.int64)}, "labels must be a vector of int64"),
         ({"inputs": torch.zeros(60, 3, 4, 4, dtype=torch.uint8)}, "inputs must be a tensor of floats"),
+        ({"inputs": torch.tensor(1.0)}, "inputs is a single number"),
+        ({"classes": 10}, r"classes is 10; give the name of each"),
+        ({"classes": "0123456789"}, "classes is '0123456789'"),
         ({"test_inputs": torch.zeros(20, 3, 4, 5)}, r"test_inputs have shape \(3, 4, 5\), those of inputs \(3, 4, 4\)"),
         ({"inputs": torch.zeros(60, 3, 4, 4, device="meta")}, "labels are on cpu, inputs on meta"),
         ({"inputs": torch.zeros(0, 3, 4, 4), "labels": torch.zeros(0, dtype=torch.int64)}, "labels are 0 for 0 inputs"),
@@ -90,3 +93,5 @@ def test_what_is_remembered_of_other_labels_is_refused(field, unchecked):
     whole = images()
     with pytest.raises(ValueError, match="true_labels and replaced need one entry a label"):
         replace(whole, **{field: getattr(whole, field)[:30]})
+    with pytest.raises(ValueError, match="true_labels and replaced need one entry a label"):
+        replace(whole, **{field: getattr(whole, field).tolist()})

@@ -66,7 +66,7 @@ def numbers(found):
     return [torch.as_tensor(found, dtype=torch.float64)] if isinstance(found, torch.Tensor | float) else []
 
 
-MARGINS = ("output_margins", "layer_margins", "normalized_margins")
+MARGINS = ("output_margins", "layer_margins", "input_margins", "normalized_margins")
 PROBABILITIES = ("jacobian_norms", "jacobian_norms, spectral", "mean_squared_jacobian_norm")
 
 

@@ -7,6 +7,7 @@ import torch
 from cases import HostReads, drawn, unchanged
 from norms_cases import Block
 from torch import nn
+from torch.nn.utils import prune
 
 from genlib import models, norms
 from genlib.network import Network
@@ -88,9 +89,9 @@ REFUSED = {
         lambda: norms.frobenius_norms(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))),
         "1 is of type LayerNorm",
     ),
-    "weight norm": (
-        lambda: norms.frobenius_norms(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))),
-        "the weight of the module is computed from other tensors",
+    "pruned": (
+        lambda: norms.frobenius_norms(prune.identity(nn.Linear(3, 3), "weight")),
+        "the weight of the module is computed from other tensors.*prune.remove",
     ),
     "no statistics": (
         lambda: norms.frobenius_norms(

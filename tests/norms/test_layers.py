@@ -135,7 +135,7 @@ def test_a_type_is_registered_by_its_matrix(monkeypatch):
     monkeypatch.setattr("genlib.norms.paths.REGISTERED", registry)
     module = nn.Sequential(nn.Linear(2, 3), Diagonal(3), nn.Linear(3, 2))
     with pytest.raises(
-        ValueError, match=r"1 is of type Diagonal, whose norm is unknown; register it with norms\.register_norm"
+        ValueError, match=r"1 is of type Diagonal, no dense layer.*out its scale; measure its curvature"
     ):
         norms.frobenius_norms(module)
     norms.register_norm(Diagonal, lambda layer, tensors: torch.diag(tensors["scale"]))
@@ -144,6 +144,23 @@ def test_a_type_is_registered_by_its_matrix(monkeypatch):
     assert norms.frobenius_norms(Network.stack([module, module]))[1, 1] == pytest.approx(math.sqrt(14))
     with pytest.raises(ValueError, match="1 is of a registered type"):
         norms.path_norm(module, input_shape=(2,))
+
+
+def test_a_matrix_that_is_not_the_layers_own_is_refused(monkeypatch):
+    registry = {}
+    monkeypatch.setattr("genlib.network.weights.REGISTERED", registry)
+    monkeypatch.setattr("genlib.norms.layers.REGISTERED", registry)
+    for kind, matrix in ((nn.LayerNorm, "weight"), (nn.PReLU, "weight"), (Diagonal, "scale")):
+        norms.register_norm(kind, lambda layer, tensors, name=matrix: torch.diag(tensors[name] ** 2))
+        network = nn.Sequential(nn.Linear(2, 3), kind(3), nn.Linear(3, 2))
+        with pytest.raises(ValueError, match=rf"1 \({kind.__name__}\) isn't the linear map whose matrix is registered"):
+            norms.frobenius_norms(network)
+    norms.register_norm(Diagonal, lambda layer, tensors: tensors["gain"])
+    with pytest.raises(ValueError, match=r"matrix registered for Diagonal fails for 1 \(KeyError: 'gain'\); mend"):
+        norms.frobenius_norms(network)
+    norms.register_norm(Diagonal, lambda layer, tensors: tensors["scale"])
+    with pytest.raises(ValueError, match=r"registered for 1 has shape \(3,\)"):
+        norms.frobenius_norms(network)
 
 
 class Pair(nn.Module):

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import drawn
 from norms_cases import Block, dense
 from torch import nn
@@ -111,9 +112,9 @@ def test_functions_count_as_their_modules():
             self.conv, self.head = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(12, 2)
 
         def forward(self, x):
-            x = nn.functional.relu(self.conv(x))
-            x = nn.functional.avg_pool2d(nn.functional.max_pool2d(x, 2), 2, stride=1, padding=1)
-            x = nn.functional.adaptive_avg_pool2d(nn.functional.dropout(x, training=self.training), 2)
+            x = F.relu(self.conv(x))
+            x = F.avg_pool2d(F.max_pool2d(x, 2), 2, stride=1, padding=1)
+            x = F.adaptive_avg_pool2d(F.dropout(x, training=self.training), 2)
             return self.head(x.view(x.shape[0], -1))
 
     functions = drawn(Functions())
@@ -147,3 +148,157 @@ def test_path_norms_of_deep_networks_neither_overflow_nor_underflow(scale, bias)
         total = 2 * Fraction(scale) ** 2 * total + 2 * bias
     expected = math.log(total.numerator) - math.log(total.denominator)
     assert measured.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+class Between(nn.Module):
+    """A function between a convolution and a dense layer."""
+
+    def __init__(self, function, outputs):
+        super().__init__()
+        self.conv, self.head, self.function = nn.Conv2d(2, 4, 2), nn.Linear(outputs, 2), function
+
+    def forward(self, x):
+        return self.head(torch.flatten(self.function(self.conv(x)), 1))
+
+
+LINEAR = {
+    "chunk": lambda x: x.chunk(2, 1)[1],
+    "torch.chunk": lambda x: torch.chunk(x, 2, dim=1)[0],
+    "split": lambda x: x.split([1, 3], dim=1)[1],
+    "torch.split": lambda x: torch.split(x, 2, 1)[0],
+    "transpose": lambda x: torch.transpose(x, 1, 2),
+    "permute": lambda x: torch.permute(x, (0, 2, 3, 1)),
+    "reshape": lambda x: torch.reshape(x, (-1, 16, 3)),
+    "squeeze": lambda x: torch.squeeze(torch.unsqueeze(x, 2), 2),
+    "roll": lambda x: torch.roll(x, 1, 3) + x.roll(1, 2),
+    "flip": lambda x: x.flip(3),
+    "torch.flip": lambda x: torch.flip(x, (1, 2)),
+    "sum": lambda x: torch.sum(x, (2, 3)),
+    "sum of an axis": lambda x: x.sum(dim=1, keepdim=True),
+    "mean": lambda x: x.mean((2, 3)),
+    "amax": lambda x: torch.amax(x, dim=(2, 3)),
+    "amax of an axis": lambda x: x.amax(1, keepdim=True),
+    "clone": lambda x: x.clone().contiguous(),
+    "float": lambda x: x.float().double(),
+    "to": lambda x: x.to(torch.float32).to(dtype=torch.float64).to("cpu"),
+    "type of another": lambda x: x.type_as(x),
+    "minus": lambda x: -x,
+    "torch.neg": lambda x: torch.neg(x).neg(),
+    "times": lambda x: 0.3 * x * -2,
+    "torch.mul": lambda x: torch.mul(x, 3).mul(0.5),
+    "over": lambda x: x / 4,
+    "over a size": lambda x: x / x.shape[1] ** 0.5,
+    "torch.div": lambda x: torch.div(x, 0.2).div(3),
+    "times nothing": lambda x: torch.cat([x * 0, x], 1),
+    "methods": lambda x: x.add(torch.roll(x, 1, 1)).sub(x.roll(2, 1)),
+    "sum of a list": lambda x: sum([x, torch.roll(x, 1, 3)]),
+    "stack": lambda x: torch.stack([x[:, :2], 2 * x[:, 2:]], 1),
+    "zero padding": lambda x: F.pad(x, (1, 0, 2, -1)),
+    "adaptive average": lambda x: F.adaptive_avg_pool2d(x, (3, 2)),
+    "adaptive maximum": lambda x: F.adaptive_max_pool2d(x, (3, 2)),
+    "dropout": lambda x: F.dropout(x, 0.5, training=False),
+}
+
+
+@pytest.mark.parametrize("p", [1, 2, 3.5])
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_functions_count_as_their_matrices(name, p):
+    function = LINEAR[name]
+    outputs = function(torch.zeros(1, 4, 4, 3).double()).numel()
+    network = drawn(Between(function, outputs)).double()
+
+    class Layer(nn.Module):
+        forward = staticmethod(function)
+
+    first, middle, last = dense(network.conv, (2, 5, 4)), dense(Layer(), (4, 4, 3)), network.head
+    x = first.abs().pow(p).sum(1) + network.conv.bias.detach().abs().pow(p).repeat_interleave(12)
+    x = last.weight.detach().abs() ** p @ (middle.abs() ** p @ x) + last.bias.detach().abs() ** p
+    measured = norms.path_norm(network, input_shape=(2, 5, 4), p=p)
+    assert measured.item() == pytest.approx(x.sum().item(), rel=1e-6 if name in ("float", "to") else 1e-12)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_a_part_of_a_split_waits_while_the_other_runs(p):
+    class Split(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.left, self.head = nn.Linear(3, 4), nn.Linear(2, 2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            parts = self.first(x).chunk(2, 1)
+            return self.head(torch.cat([self.left(torch.relu(parts[0])), parts[1]], 1))
+
+    network = drawn(Split()).double()
+    first, left, head = ((x.weight.detach().abs() ** p, x.bias.detach().abs() ** p) for x in network.children())
+    x = first[0].sum(1) + first[1]
+    x = head[0] @ torch.cat([left[0] @ x[:2] + left[1], x[2:]]) + head[1]
+    assert norms.path_norm(network, input_shape=(3,), p=p).item() == pytest.approx(x.sum().item(), rel=1e-12)
+
+
+def test_factors_neither_overflow_nor_underflow():
+    network = drawn(Between(lambda x: 1e-30 * (x * 1e-30) / 1e30, 48))
+    plain = drawn(Between(lambda x: x, 48))
+    for module in (network, plain):
+        nn.init.zeros_(module.head.bias)
+    measured, alone = (norms.log_path_norm(module, input_shape=(2, 5, 4)) for module in (network, plain))
+    assert measured.item() == pytest.approx(alone.item() - 180 * math.log(10), rel=1e-6)
+
+
+class Steep(nn.ReLU):
+    def forward(self, x):
+        return torch.exp(x)
+
+
+class Gentle(nn.ReLU):
+    def forward(self, x):
+        return torch.tanh(x)
+
+
+UNKNOWN = {
+    "reflected": (lambda x: F.pad(x, (1, 1), mode="reflect"), "pad"),
+    "padded by ones": (lambda x: F.pad(x, (1, 1), value=1.0), "pad"),
+    "product": (lambda x: x * torch.relu(x), "a product or ratio of two values"),
+    "ratio": (lambda x: 1 / x, "a product or ratio of two values"),
+    "rounded ratio": (lambda x: torch.div(x, 2, rounding_mode="floor"), "a product or ratio of two values"),
+    "nothing's ratio": (lambda x: x / 0, "a product or ratio of two values"),
+    "constant": (lambda x: x + 1, "add"),
+    "scaled sum": (lambda x: torch.add(x, x, alpha=2), "add"),
+    "whole numbers": (lambda x: x.to(torch.long).float(), "to"),
+    "steep leaky": (lambda x: F.leaky_relu(x, 2.0), "leaky_relu"),
+    "shifted hardtanh": (lambda x: F.hardtanh(x, 1.0, 2.0), "hardtanh"),
+    "dropout at work": (lambda x: F.dropout(x, 0.5), "dropout"),
+    "indices": (nn.AdaptiveMaxPool2d(2, return_indices=True), "max-pool with indices"),
+    "pooling of one image": (lambda x: F.avg_pool2d(x[0], 2)[None], "pooling of what isn't a batch of images"),
+    "product of lists": (lambda x: torch.einsum("nchw,nchw->nchw", [x, x]), "einsum"),
+    "steep subclass": (Steep(), "exp"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_operations_without_known_paths_are_named(name):
+    function, said = UNKNOWN[name]
+    with pytest.raises(ValueError, match=rf"^network: the operation \w+ \({said}\) has no known paths, which dense"):
+        norms.path_norm(drawn(Between(function, 48)), input_shape=(2, 5, 4))
+
+
+def test_a_subclass_counts_for_what_its_forward_does():
+    gentle, plain = (drawn(Between(function, 48)) for function in (Gentle(), torch.tanh))
+    assert torch.equal(*(norms.path_norm(network, input_shape=(2, 5, 4)) for network in (gentle, plain)))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_by_pixels_counts_only_where_no_two_taps_meet_one(mode):
+    network = drawn(nn.Conv2d(2, 3, 3, padding=1, padding_mode=mode))
+    shapes = [(2, 2, 5)] if mode == "circular" else [(2, 2, 5), (2, 5, 5)]
+    for shape in shapes:
+        with pytest.raises(ValueError, match=rf"a convolution with {mode} padding, two of whose taps meet one pixel"):
+            norms.path_norm(network, input_shape=shape)
+    if mode == "circular":
+        path = (dense(network, (2, 3, 5)) ** 2).sum() + 15 * network.bias.detach().double().square().sum()
+        assert norms.path_norm(network, input_shape=(2, 3, 5)).item() == pytest.approx(path.item(), rel=1e-5)
+
+
+def test_an_error_of_torch_names_the_operation_at_which_the_shape_does_not_fit():
+    for function in (lambda x: x.view(7, 9), lambda x: x.flatten(1, 9), lambda x: x.sum(axis=(5,)), lambda x: x[0, 9]):
+        with pytest.raises(ValueError, match=r"^input_shape \(2, 5, 4\) does not fit the network at \w+: "):
+            norms.path_norm(drawn(Between(function, 48)), input_shape=(2, 5, 4))

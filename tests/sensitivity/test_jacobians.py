@@ -145,6 +145,35 @@ def test_jacobians_that_exceed_the_limit_are_taken_in_chunks(monkeypatch):
     assert max(chunks) == 3 and sum(chunks) == 20
 
 
+@pytest.mark.parametrize("norm", MATRIX)
+@pytest.mark.parametrize(("numbers", "classes"), [(3, 12), (12, 3), (5, 6), (6, 6), (1, 2), (2, 9)])
+def test_jacobians_too_large_for_the_limit_come_class_by_class(numbers, classes, norm, monkeypatch):
+    module = models.mlp(numbers, classes, width=20, depth=2, activation="tanh").double()
+    inputs = normal(4, numbers)
+    expected = {of: MATRIX[norm](jacobians(module, inputs, of)) for of in OUTPUTS}
+    monkeypatch.setattr("genlib.sensitivity.jacobians._JACOBIAN_BYTES", 1)
+    torch.testing.assert_close(jacobian_norms(module, inputs, of=tuple(OUTPUTS), norm=norm), expected)
+    for of in OUTPUTS:
+        torch.testing.assert_close(jacobian_norms(module, inputs, of=of, norm=norm), expected[of])
+    stack = jacobian_norms(Network.stack([module, module]), inputs, of=tuple(OUTPUTS), norm=norm)
+    torch.testing.assert_close(stack, {of: norms.expand(2, -1) for of, norms in expected.items()})
+
+
+@pytest.mark.parametrize("norm", MATRIX)
+@pytest.mark.parametrize("scale", [10, 50])
+def test_nothing_cancels_class_by_class(scale, norm, monkeypatch):
+    module = dense(depth=1)
+    module[-1].weight.data *= scale
+    inputs = normal(40, 3)
+    expected = jacobian_norms(module, inputs, norm=norm)
+    monkeypatch.setattr("genlib.sensitivity.jacobians._JACOBIAN_BYTES", 1)
+    both = jacobian_norms(copy.deepcopy(module).float(), inputs.float(), of=tuple(OUTPUTS), norm=norm)
+    with torch.no_grad():
+        seen = module(inputs).topk(2).values.diff().squeeze().abs() < 80
+    torch.testing.assert_close(both["probabilities"].double()[seen], expected[seen], rtol=1e-3, atol=0)
+    assert expected[seen].min() < 1e-8
+
+
 @pytest.mark.parametrize("name", ["dense", "residual"])
 def test_a_stack_gives_each_networks_own(name):
     built = [CASES[name](seed) for seed in range(3)]

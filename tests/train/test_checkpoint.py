@@ -4,6 +4,7 @@ import math
 
 import pytest
 from trained import Fading, Killed, identical
+from training_cases import apart, build, dataset
 
 from genlib import data, models
 from genlib.train import Stop, fit, fit_many
@@ -71,3 +72,19 @@ def test_killing_a_loop_of_networks_loses_none_that_had_finished(digits, tmp_pat
     runs = fit_many(nets, digits, stacked=False, **kwargs)
     assert fading.calls == 8
     assert [run.steps for run in runs] == [8, 8, 8]
+
+
+@pytest.mark.parametrize("kind", ["buffer replaced", "attribute replaced", "spectral_norm", "weight's hook", "pruned"])
+def test_state_beside_the_parameters_goes_on_too(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("genlib.train.checkpoint.SECONDS_BETWEEN_SAVES", 0.0)
+    fading = Fading()
+    kwargs = {"lr": 0.1, "batch_size": 10, "stop": Stop(epochs=3), "schedule": fading}
+    whole = fit(build(kind, 1), dataset(), **kwargs)
+    fading.calls, fading.limit = 0, 6
+    with pytest.raises(Killed):
+        fit(build(kind, 1), dataset(), checkpoint=tmp_path, **kwargs)
+    fading.calls, fading.limit = 0, math.inf
+    resumed = fit(build(kind, 1), dataset(), checkpoint=tmp_path, **kwargs)
+    ended = fit(build(kind, 1), dataset(), checkpoint=tmp_path, **kwargs)
+    assert fading.calls == 8
+    assert apart(resumed.module, whole.module) == apart(ended.module, whole.module) == 0

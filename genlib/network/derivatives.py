@@ -1,0 +1,179 @@
+"""Whether torch's derivatives of a loss are its derivatives: a look at a few samples before they are used."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from genlib.network.objective import Objective, seeded_generator, with_slope
+
+__all__ = ["require_derivatives", "twice_differentiable"]
+
+_SAMPLES, _TRIES = 8, 3
+_MEND = "write its backward functions in operations that can be differentiated once more, and measure it uncompiled"
+
+
+class _Look(NamedTuple):
+    """How far two steps go, relative to the weights, and what of a difference quotient and of a value is noise."""
+
+    step: float
+    tolerance: float
+    noise: float
+
+
+_FINE = _Look(1e-9, 1e-4, 1e-14)  # in float64, so short that few units cross a kink on the way
+_COARSE = _Look(1e-3, 3e-2, 5e-6)  # for a network that computes in float32 whatever it is given
+
+
+def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
+    return x.add_(3).clamp_(0, 6).div_(6) if inplace else (x + 3).clamp(0, 6) / 6
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+_BY_OTHERS = {torch.nn.functional.hardsigmoid: _hardsigmoid, torch._weight_norm: _weight_norm}
+
+
+class _Composed(TorchFunctionMode):
+    """Functions whose second derivative torch lacks, or has wrong, by others of the same values."""
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        return _BY_OTHERS.get(function, function)(*arguments, **(keywords or {}))
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Forward passes in here may be differentiated twice; attention takes the kernel for which torch knows how."""
+    with sdpa_kernel(SDPBackend.MATH), _Composed():
+        yield
+
+
+def require_derivatives(objective: Objective, *, twice: bool) -> None:
+    """Refuse a network whose gradient is not that of its loss, or if asked `twice` whose second derivative isn't.
+
+    On at most 8 samples, in float64 where the network itself computes in it, near its weights: φ(s, t) = L(w + su + tv)
+    for random u and v, its difference quotients along t against ∂φ/∂t and ∂²φ/∂s∂t, and this against ∂²φ/∂t∂s. Two
+    gradients, and what two Hessian products take; of a stack the first network stands for all. Once a network; nothing
+    on the meta device. Memory: 4 times the parameters, 7 if twice, for float64 takes two of each.
+    """
+    network, check = objective.network, "second derivative" if twice else "gradient"
+    if check in network.passed or objective.inputs.device.type == "meta":
+        return
+    few = next(objective.each)
+    few = replace(few, inputs=few.inputs[:_SAMPLES], labels=few.labels[:_SAMPLES], chunk_size=_SAMPLES)
+    for seed in range(_TRIES):
+        generator = seeded_generator(None, few.inputs.device, seed)
+        directions = {name: _Directions.of(w, generator) for name, w in few.network.params.items()}
+        try:
+            slope, curvature = _disagreements(few, directions, twice, _FINE)
+        except RuntimeError:
+            slope = True  # as where something in the forward pass stays in float32
+        if slope:
+            slope, curvature = _in_its_own_precision(few, directions, twice)
+        if not slope and not curvature:
+            network.passed.update(("gradient", check))
+            return
+    if slope:
+        raise ValueError(
+            "network: its gradient isn't that of its loss; take detach, no_grad, rounding and own backward functions "
+            "out of its forward pass, give checkpoint use_reentrant=False, and an Embedding padding_idx=None"
+        )
+    raise ValueError(f"network: torch's second derivative of its loss is wrong or incomplete; {_MEND}")
+
+
+class _Directions(NamedTuple):
+    """Random u, v and a small step off the kinks that zeros lie on, of the size of a weight and of rank one each.
+
+    As columns [rows, 3] and rows [3, numbers], so that none takes memory of its own.
+    """
+
+    columns: Float[Tensor, "rows 3"]
+    rows: Float[Tensor, "3 numbers"]
+
+    @classmethod
+    def of(cls, w: Tensor, generator: torch.Generator) -> "_Directions":
+        size = w.square().mean().sqrt().clamp(min=1e-2) if w.numel() else torch.ones_like(w.sum())
+        count = len(w) if w.dim() and w.numel() else 1
+        normal = {"generator": generator, "device": w.device, "dtype": torch.float64}
+        sizes = torch.stack([size, size, 1e-3 * size]).double()
+        return cls(sizes * torch.randn(count, 3, **normal), torch.randn(3, w.numel() // count, **normal))
+
+    def moved(self, w: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """w + su + tv, a little off."""
+        columns = self.columns.to(s) * torch.stack([s, t, torch.ones_like(s)])
+        return torch.addmm(w.reshape(len(columns), self.rows.shape[1]), columns, self.rows.to(s)).view_as(w)
+
+
+def _disagreements(
+    objective: Objective, directions: dict[str, _Directions], twice: bool, look: _Look
+) -> tuple[bool, bool]:
+    """Whether ∂φ/∂t is not the slope of φ, and whether ∂²φ/∂s∂t is not ∂²φ/∂t∂s or the slope of ∂φ/∂s."""
+    dtype = torch.float64 if look is _FINE else next(iter(objective.network.params.values())).dtype
+    network = replace(objective.network, buffers={n: _to(b, dtype) for n, b in objective.network.buffers.items()})
+    objective = replace(objective, network=network, inputs=_to(objective.inputs, dtype))
+
+    def slopes(at: float, create_graph: bool = False) -> tuple[Tensor, ...]:
+        """φ, ∂φ/∂s and ∂φ/∂t at t = at, and s and t."""
+        s, t = torch.tensor([0.0, at], dtype=dtype, device=objective.inputs.device).unbind()
+        s.requires_grad_(), t.requires_grad_()
+        with torch.enable_grad(), twice_differentiable():
+            moved = {name: directions[name].moved(_to(w, dtype), s, t) for name, w in network.params.items()}
+            loss = with_slope(objective(moved))
+            del moved
+        return (
+            loss.detach(),
+            *torch.autograd.grad(loss, (s, t), create_graph=create_graph, materialize_grads=True),
+            s,
+            t,
+        )
+
+    (up, s_up, t_up, *_), (down, s_down, t_down, *_) = slopes(look.step), slopes(-look.step)
+    floor = look.noise / look.step
+    slope = _apart([(up - down) / (2 * look.step), (t_up + t_down) / 2], look.tolerance, floor * up.abs())
+    if not twice:
+        return bool(slope), False
+    try:
+        _, s_slope, t_slope, s, t = slopes(0.0, create_graph=True)
+        bends = [_derivative(t_slope, s), _derivative(s_slope, t)]
+    except RuntimeError as error:
+        raise ValueError(f"network: torch finds no second derivative of its loss ({_said(error)}); {_MEND}") from error
+    if look is _FINE:
+        bends.append((s_up - s_down) / (2 * look.step))
+    curvature = _apart(bends, 10 * look.tolerance, 100 * floor * s_up.abs())
+    return tuple(torch.stack([slope, curvature]).tolist())  # the one host read
+
+
+def _in_its_own_precision(objective: Objective, directions: dict[str, _Directions], twice: bool) -> tuple[bool, bool]:
+    try:
+        return _disagreements(objective, directions, twice, _COARSE)
+    except RuntimeError as error:
+        raise ValueError(f"network: torch can't differentiate its loss ({_said(error)}); {_MEND}") from error
+
+
+def _said(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]
+
+
+def _derivative(value: Tensor, of: Tensor) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(of)
+    return torch.autograd.grad(value, of, retain_graph=True, materialize_grads=True)[0]
+
+
+def _apart(values: list[Tensor], tolerance: float, floor: Tensor) -> Bool[Tensor, ""]:
+    """Whether finite values differ by more than a share of the largest and the noise."""
+    values = torch.stack([value.detach() for value in values])
+    spread = values.amax() - values.amin()
+    return (spread > tolerance * values.abs().amax() + floor) & values.isfinite().all()
+
+
+def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
