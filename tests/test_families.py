@@ -167,7 +167,6 @@ SMALL = {
     "transformers.bert": TRANSFORMERS["bert"],
     "transformers.gpt2": TRANSFORMERS["gpt2"],
     "transformers.vit": TRANSFORMERS["vit"],
-    "transformers.llama": TRANSFORMERS["llama"],
 }
 
 
