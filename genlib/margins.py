@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from genlib.network import Network
-from genlib.network.functional import without_recomputation
+from genlib.network.functional import pulled_back, without_recomputation
 from genlib.network.objective import batches, measurable, require_classes, require_finite
 from genlib.network.precision import full_precision
 from genlib.norms import log_spectral_complexity
@@ -29,7 +29,7 @@ _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 
 @full_precision()
 def output_margins(
-    network: nn.Module | Network, inputs: Float[Tensor, "samples ..."], labels: Tensor, *, chunk_size: int = 1024
+    network: nn.Module | Network, inputs: Tensor, labels: Tensor, *, chunk_size: int = 1024
 ) -> Float[Tensor, "*models samples"]:
     """f(x)_y - max_{k≠y} f(x)_k of each sample, in units of the logits; negative where the network errs.
 
@@ -45,7 +45,7 @@ def output_margins(
 
 @full_precision()
 def layer_margins(
-    network: nn.Module | Network, inputs: Float[Tensor, "samples ..."], labels: Tensor, *, chunk_size: int = 256
+    network: nn.Module | Network, inputs: Tensor, labels: Tensor, *, chunk_size: int = 256
 ) -> Float[Tensor, "*models layers samples"]:
     """m / ‖∂m/∂h_l‖₂, m the output margin: to first order how far h_l can move before the class changes.
 
@@ -67,7 +67,7 @@ def layer_margins(
 
 @full_precision()
 def input_margins(
-    network: nn.Module | Network, inputs: Float[Tensor, "samples ..."], labels: Tensor, *, chunk_size: int = 256
+    network: nn.Module | Network, inputs: Tensor, labels: Tensor, *, chunk_size: int = 256
 ) -> Float[Tensor, "*models samples"]:
     """m / ‖∂m/∂x‖₂, m the output margin: to first order how far an input x can move before the class changes.
 
@@ -190,7 +190,7 @@ def _require_rows_of_samples(module: nn.Module, met: list, inputs: Tensor, label
     met.clear()
     places = [h for _, h in layers if h.requires_grad]
     first = (torch.arange(len(m), device=m.device) == 0).to(m)
-    gradients = torch.autograd.grad(m, places, first, materialize_grads=True)
+    gradients = pulled_back(m, places, first)
     others = torch.stack([g[1:].abs().sum() for g in gradients]).tolist()  # the one host read
     for (name, h), other in itertools.zip_longest(layers, others):
         if not h.requires_grad or len(h) != len(inputs) or other:
@@ -208,7 +208,7 @@ def _over_gradients(
     for chunk, y in batches(inputs, labels, chunk_size):
         x, m = _margins(module, chunk, y)
         places = [x] if met is None else [h for _, h in met]
-        gradients = torch.autograd.grad(m, places, torch.ones_like(m), materialize_grads=True)
+        gradients = pulled_back(m, places, torch.ones_like(m))
         if met:
             met.clear()
         m = m.detach()

@@ -213,8 +213,10 @@ def layers(network: nn.Module, x: Tensor) -> "list[Layer] | None":
     met, handles = [], []
     for module in network.modules():
         if isinstance(module, nn.Linear | _CONVOLUTIONS | _BATCH_NORM | Map):
-            before = module.register_forward_pre_hook(lambda m, args: met.append([m, args[0], None]), prepend=True)
-            after = module.register_forward_hook(lambda m, args, y: met[-1].__setitem__(2, y))
+            before = module.register_forward_pre_hook(
+                lambda m, args: met.append([m, args[0], None, args[0]._version]), prepend=True
+            )
+            after = module.register_forward_hook(lambda m, args, y: met[-1].__setitem__(2, (y, y._version)))
             handles += [before, after]
     outputs = network(x.clone())
     for handle in handles:
@@ -226,10 +228,11 @@ def layers(network: nn.Module, x: Tensor) -> "list[Layer] | None":
         return None
     found: list[Layer] = []
     with torch.no_grad():
-        for place, (module, given, _) in enumerate(met):
+        for place, (module, given, _, version) in enumerate(met):
             if isinstance(module, _BATCH_NORM):
                 scale, shift = _line(module, given)
-                if place and met[place - 1][2] is given and not isinstance(met[place - 1][0], _BATCH_NORM):
+                output, written = met[place - 1][2] if place else (None, None)
+                if output is given and written == version and not isinstance(met[place - 1][0], _BATCH_NORM):
                     found[-1] = _folded(found[-1], scale, shift)
                 else:
                     found.append(Layer(module, scale.diag(), shift, scale[:, None]))

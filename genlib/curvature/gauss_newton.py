@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genlib.estimates import Estimate
 from genlib.network import Network, Params
 from genlib.network.losses import Loss
-from genlib.network.objective import Objective, rademacher
+from genlib.network.objective import Objective, rademacher, with_slope
 from genlib.network.operations import altered
 from genlib.network.weights import BATCH_NORM, CONVOLUTIONS, TRANSPOSED
 
@@ -79,8 +79,10 @@ def unlike_samples(objective: Objective) -> str | None:
     x, y = few.inputs[:_FEW], few.labels[:_FEW]
     module, met = with_records(few.network)
     with torch.enable_grad():
-        first = few.losses(module(x), y)[0]
+        first = with_slope(few.losses(module(x), y)[0])
     layers = list(met)
+    if cut := [name for name, _, _, output in layers if not output.requires_grad]:
+        return f"network: {cut[0]} runs without a graph"
     weights = [p for p in module.parameters() if p.requires_grad]
     found = torch.autograd.grad(first, [*(output for *_, output in layers), *weights], materialize_grads=True)
     if odd := [name for name, layer, seen, _ in layers if len(seen) != len(x) or not _batched(layer, seen)]:

@@ -58,6 +58,7 @@ def evaluate(
     """
     measures = [_named(name) for name in (CATALOGUE if names is None else [names] if isinstance(names, str) else names)]
     inputs, labels = _tensors(data)
+    labels = labels if labels.is_floating_point() or labels.dtype == torch.bool else labels.long()
     network = Network.of(network)
     if network.size is None:
         others = {

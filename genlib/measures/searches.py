@@ -28,7 +28,7 @@ _KESKAR, _WORST, _STEPS = 5e-4, 2e-3, 20  # radii of the boxes around |w| + 1, a
 _RHO = 0.05  # radius of SAM
 _SIGMAS = {"isotropic": 0.05, "magnitude": 0.04, "displacement": 0.04, "scaled": 0.02}  # where a search starts
 _RADII = {"isotropic": 5e-3, "magnitude": 0.03, "displacement": 0.03}
-_EIGENVALUES, _TOLERANCE = 10, 1e-4
+_EIGENVALUES, _TOLERANCE = 10, 1e-5
 _VECTORS = 6  # for the rest of the norm of the Hessian
 
 

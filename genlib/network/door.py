@@ -74,8 +74,9 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
         network = replace(network, buffers={name: buffer.clone() for name, buffer in network.buffers.items()})
     if misread:
         network = replace(network, graph=None, layers=())
-    if writes or wrote or moved or misread:  # another network: who holds the first one passes it again
-        return replace(network, passed={"door"}, writes_inputs=writes or wrote)
+    ran = _run(network, whole[0]) if network.graph is None else None
+    if writes or wrote or moved or misread or ran:  # another network: who holds the first one passes it again
+        return replace(network, passed={"door"}, writes_inputs=writes or wrote, ran=ran)
     network.passed.add("door")
     return network
 
@@ -90,6 +91,17 @@ def _misread(network: Network, x: Tensor, outputs: Tensor) -> Tensor:
     except Exception:  # whatever the module's operations raise out of their place
         return unlike
     return ~_alike(outputs, found) if isinstance(found, Tensor) and found.shape == outputs.shape else unlike
+
+
+@torch.no_grad()
+def _run(network: Network, x: Tensor) -> tuple[str, ...]:
+    """The names of the modules, in the order in which they run."""
+    module, names = network.each[0].shared_copy(), []
+    for name, part in module.named_modules():
+        if not isinstance(part, torch.jit.ScriptModule):  # which takes no hooks
+            part.register_forward_pre_hook(lambda *_, name=name: names.append(name))
+    module(x.clone())
+    return tuple(names)
 
 
 @contextmanager

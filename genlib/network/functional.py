@@ -22,6 +22,7 @@ __all__ = [
     "copied",
     "layout",
     "over_models",
+    "pulled_back",
     "require_one_shape",
     "without_hooks",
     "without_recomputation",
@@ -39,7 +40,7 @@ class Network:
     `params` and `buffers` are the tensors of the module itself (copies in a stack), detached. `graph` is None where
     torch.fx can't trace the module: measures that need outputs alone still work. `size` is None for one network.
     `passed` holds the checks that it has passed, which it shares with what is made of it; the first of them, the door
-    (`network/door.py`), also finds whether it writes into its inputs.
+    (`network/door.py`), also finds whether it writes into its inputs, and where it has no graph which modules `ran`.
     """
 
     module: nn.Module
@@ -50,6 +51,7 @@ class Network:
     size: int | None = None
     passed: set[str] = field(default_factory=set, compare=False)
     writes_inputs: bool = False
+    ran: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, module: "nn.Module | Network") -> "Network":
@@ -231,6 +233,23 @@ def without_recomputation() -> Iterator[None]:
         if _RECOMPUTES not in str(error):
             raise
         raise ValueError(_RECOMPUTES) from error
+
+
+def pulled_back(
+    output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor, *, keep: bool = False
+) -> tuple[Tensor, ...]:
+    """The gradients of Σ output · cotangent in the inputs; what torch says where there are none: ValueError."""
+    try:
+        return torch.autograd.grad(output, inputs, cotangent, retain_graph=keep, materialize_grads=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if "allocate memory" in str(error):
+            raise
+        raise ValueError(
+            f"network: torch can't differentiate its output ({str(error).splitlines()[0]}); take what has a backward "
+            "pass of its own, as reentrant checkpointing, out of its forward pass"
+        ) from error
 
 
 def require_one_shape(modules: Sequence[nn.Module]) -> None:

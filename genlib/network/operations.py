@@ -92,11 +92,14 @@ def altered(module: nn.Module) -> str | None:
     return None
 
 
-def traced(module: nn.Module, leaves: Container[str] = (), *, follow_buffers: bool = False) -> fx.Graph | None:
+def traced(
+    module: nn.Module, leaves: Container[str] = (), *, follow_buffers: bool = False, overwritten: bool = False
+) -> fx.Graph | None:
     """What the module's forward does, or None where torch.fx can't follow it. Its buffers are left as they were.
 
     The modules named in `leaves` are calls of their own, not looked into. Arithmetic on buffers alone is done here and
-    now and its result stands in the graph, unless `follow_buffers`.
+    now and its result stands in the graph, unless `follow_buffers`. With `overwritten` also where something that is
+    used again is worked on in place: of such a graph the calls are right, the values aren't.
     """
     if altered(module):  # which torch.fx doesn't see
         return None
@@ -107,7 +110,7 @@ def traced(module: nn.Module, leaves: Container[str] = (), *, follow_buffers: bo
     try:
         with torch.random.fork_rng(devices=[]):
             graph = tracer.trace(module)
-        return None if _overwrites(graph, module) else _plain(graph, module)
+        return None if _overwrites(graph, module) and not overwritten else _plain(graph, module)
     except Exception:  # fx raises whatever the module's own forward raises when it is fed proxies
         return None
     finally:

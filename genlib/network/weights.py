@@ -3,7 +3,7 @@
 import copy
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,13 +75,16 @@ def traced_layers(network: Network) -> tuple[list[WeightedLayer], fx.Graph | Non
     network.require_eval()
     known = _known(network)
     graph = _graph(network, known)
+    faithful = graph is not None
+    if graph is None:
+        graph = traced(network.module, leaves=known, overwritten=True)
     if graph is None:
         if norms := [name for name, layer in known.items() if isinstance(layer.operation, BATCH_NORM)]:
             raise ValueError(
                 f"network: torch.fx can't trace this module, so what {norms[0]} normalizes is unknown; "
                 "fold its BatchNorm first (torch.nn.utils.fusion)"
             )
-        return list(known.values()), None
+        return [known[name] for name in _as_they_run(network, known)], None
     read = [str(node.target) for node in graph.nodes if node.op == "get_attr" and not only_described(node)]
     names = aliases(network.module) if read else {}
     if loose := [name for name in read if names.get(name) in network.params]:
@@ -99,7 +102,22 @@ def traced_layers(network: Network) -> tuple[list[WeightedLayer], fx.Graph | Non
             layers[into.name] = replace(into, folded=name)
         else:
             layers[name] = layer
-    return list(layers.values()), graph
+    return list(layers.values()), graph if faithful else None
+
+
+def _as_they_run(network: Network, known: Collection[str]) -> list[str]:
+    """The names of the layers in their order, where a forward pass was seen, and each is one that runs once."""
+    if network.ran is None:
+        return list(known)
+    for name in known:
+        if (times := network.ran.count(name)) != 1:
+            what = (
+                "runs more than once; norms of tied weights are not defined here"
+                if times
+                else "doesn't run; leave it out"
+            )
+            raise ValueError(f"network: {name} {what}")
+    return [name for name in network.ran if name in known]
 
 
 def only_described(node: fx.Node) -> bool:

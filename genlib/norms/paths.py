@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,9 @@ _POOLS |= {
 }
 _POOLING = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad", "divisor_override")
 _POOLING += ("return_indices", "output_size")
+
+
+_REDUCTIONS = (torch.mean, "mean", torch.amax, "amax", torch.sum, "sum")
 
 
 class PathSum(fx.Interpreter):
@@ -143,6 +146,8 @@ class PathSum(fx.Interpreter):
             return sum(values)  # of two, or of one and zero
         if target in _PRODUCTS | _RATIOS:
             return self._multiple(target, args, kwargs)
+        if target in _REDUCTIONS and _over_samples(values[0], *args[1:2], **kwargs):
+            raise self._unknown("a reduction over the samples")
         if target in _MOVE_CALLS:
             return plainly(target, args, kwargs)
         if target in (torch.mean, "mean"):
@@ -248,6 +253,11 @@ class PathSum(fx.Interpreter):
 def _floating(*kinds) -> bool:
     dtypes = [kind.dtype if isinstance(kind, Tensor) else kind for kind in kinds]
     return all(dtype.is_floating_point for dtype in dtypes if isinstance(dtype, torch.dtype))
+
+
+def _over_samples(x: Tensor, dim: int | Sequence[int] | None = None, **_) -> bool:
+    axes = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    return not axes or 0 in [axis % x.ndim for axis in axes]
 
 
 def _with_tops(tensors: dict[str, Tensor], p: float | int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from genlib.estimates import Estimate
 from genlib.network import Network, dense_steps
-from genlib.network.chunks import out_of_memory
-from genlib.network.functional import without_recomputation
+from genlib.network.functional import pulled_back, without_recomputation
 from genlib.network.objective import rademacher, require_finite, seeded_generator
 from genlib.network.precision import full_precision
 from genlib.sensitivity.samples import at_once, measurable_inputs
@@ -155,15 +154,7 @@ def _products(
 ) -> Iterator[Float[Tensor, "*n numbers"]]:
     """Each cotangent times the logits' Jacobian, by one backward pass each."""
     for cotangent in cotangents:
-        try:
-            (product,) = torch.autograd.grad(logits, x, cotangent, retain_graph=True)
-        except RuntimeError as error:
-            if out_of_memory(error):
-                raise
-            raise ValueError(
-                f"network: torch can't differentiate its output in the inputs ({str(error).splitlines()[0]}); take "
-                "what has a backward pass of its own, as checkpointing, out of its forward pass"
-            ) from error
+        (product,) = pulled_back(logits, [x], cotangent, keep=True)
         yield product.reshape(*logits.shape[:-1], -1)
 
 

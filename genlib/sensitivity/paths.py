@@ -11,15 +11,17 @@ from genlib.network.objective import seeded_generator
 __all__ = ["ellipse", "random_ellipses", "translation_loop"]
 
 
-def ellipse(
-    a: Float[Tensor, "..."], b: Float[Tensor, "..."], c: Float[Tensor, "..."], *, points: int, dim: int = 0
-) -> Float[Tensor, "..."]:
+def ellipse(a: Tensor, b: Tensor, c: Tensor, *, points: int, dim: int = 0) -> Float[Tensor, "..."]:
     """The ellipse that passes through a, b and c at the angles π/3, π and 5π/3, a closed path: z(2πi/points).
 
     z(θ) = Σ_i (1 + 2 cos(θ − θ_i))/3 x_i: a circle's affine image, in the plane of the three. It meets them exactly if
     6 divides `points`. The points' axis is `dim`: with [paths, …] for each of the three, `dim` = 1 gives
-    [paths, points, …]. Fewer than two points, shapes that differ: ValueError. Novak et al. 2018.
+    [paths, points, …]. Fewer than two points, shapes that differ, whole numbers: ValueError. Novak et al. 2018.
     """
+    if not (a.is_floating_point() and b.is_floating_point() and c.is_floating_point()):
+        raise ValueError(
+            f"a, b and c are of {a.dtype}, {b.dtype} and {c.dtype}; paths are of numbers that vary, make them float"
+        )
     if not a.shape == b.shape == c.shape:
         raise ValueError(f"a, b and c have the shapes {[tuple(x.shape) for x in (a, b, c)]}; give three of one shape")
     _require_points(points, dim, a)
