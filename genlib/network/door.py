@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from genlib.network.chunks import out_of_memory
 from genlib.network.functional import Network
 from genlib.network.operations import Rerun, dense_steps
 

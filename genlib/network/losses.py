@@ -5,6 +5,7 @@ A network of one output tells two classes apart by its sign: label 1 is y = 1, l
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -76,7 +77,17 @@ def sample_losses(
 ) -> Float[Tensor, "*models n"]:
     """One loss a sample, and a network of a stack; labels [n] are shared."""
     shape = logits.shape[:-1]
-    values = loss(logits.flatten(0, -2), labels.expand(shape).flatten())
+    try:
+        values = loss(logits.flatten(0, -2), labels.expand(shape).flatten())
+    except (RuntimeError, TypeError, IndexError) as error:
+        if loss in LOSSES.values() or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"loss fails on logits {tuple(logits.shape)} and labels {tuple(shape)} ({str(error).splitlines()[0]}); it "
+            "must take logits [n, classes] and labels [n], and give one number a sample"
+        ) from error
+    if not isinstance(values, Tensor):
+        raise ValueError(f"loss gives a {type(values).__name__}; it must give one number a sample, a tensor [n]")
     if values.shape != (shape.numel(),):
         raise ValueError(f"loss gives shape {tuple(values.shape)}; it must give one number a sample")
     return values.view(shape)
