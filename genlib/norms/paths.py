@@ -255,7 +255,8 @@ def _floating(*kinds) -> bool:
     return all(dtype.is_floating_point for dtype in dtypes if isinstance(dtype, torch.dtype))
 
 
-def _over_samples(x: Tensor, dim: int | Sequence[int] | None = None, **_) -> bool:
+def _over_samples(x: Tensor, dim: int | Sequence[int] | None = None, axis=None, **_) -> bool:
+    dim = axis if dim is None else dim
     axes = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
     return not axes or 0 in [axis % x.ndim for axis in axes]
 

@@ -140,8 +140,8 @@ def test_jacobians_that_exceed_the_limit_are_taken_in_chunks(monkeypatch):
     monkeypatch.setattr("genlib.sensitivity.jacobians._JACOBIAN_BYTES", 3 * 6 * 5 * 4)  # of three samples
     sizes.clear()
     torch.testing.assert_close(jacobian_norms(module, inputs), expected)
-    at_the_door, to_see_the_classes, *chunks = sizes[:3], sizes[3], *sizes[4:]
-    assert at_the_door == [8, 8, 1] and to_see_the_classes == 1
+    at_the_door, to_see_the_classes, *chunks = sizes[:4], sizes[4], *sizes[5:]
+    assert at_the_door == [8, 8, 1, 8] and to_see_the_classes == 1
     assert max(chunks) == 3 and sum(chunks) == 20
 
 
