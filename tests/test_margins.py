@@ -211,3 +211,74 @@ def test_a_network_without_layers_and_other_bad_options_are_refused():
         margins.margin_percentile(torch.ones(0))
     with pytest.raises(ValueError, match="percent is 101"):
         margins.margin_percentile(torch.ones(3), 101)
+
+
+class Before(nn.Module):
+    """Something between the input and the first layer."""
+
+    def __init__(self, before):
+        super().__init__()
+        self.before, self.layers = before, nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.layers(self.before(x).flatten(1))
+
+
+BEFORE = {
+    "nothing": nn.Identity(),
+    "a multiple": lambda x: 3 * x,
+    "a norm": lambda x: nn.functional.normalize(x, dim=1),
+    "BatchNorm": nn.BatchNorm1d(6),
+    "padding": nn.ConstantPad1d((1, 0), 0.5),
+    "a part": lambda x: x[:, :6],
+    "in place": lambda x: x.mul_(0.3),
+    "attention": lambda x: x.unflatten(1, (3, 2)).softmax(1),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_input_margins_are_in_the_space_of_the_input(name):
+    torch.manual_seed(0)
+    module = Before(BEFORE[name]).double().eval()
+    if name == "BatchNorm":
+        module.before.running_var.fill_(0.04)
+    inputs = torch.randn(9, 5 if name == "padding" else 6, dtype=torch.float64)
+    labels = torch.randint(3, (9,))
+    output = margins.output_margins(module, inputs, labels)
+    norm = torch.stack([gradient_norm(module, x, y) for x, y in zip(inputs, labels.tolist(), strict=True)])
+    torch.testing.assert_close(margins.input_margins(module, inputs, labels), output / norm, rtol=1e-5, atol=0)
+    stack = Network.stack([module, module])
+    torch.testing.assert_close(margins.input_margins(stack, inputs, labels)[1], output / norm, rtol=1e-5, atol=0)
+
+
+class TimeFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.each, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.each(x.transpose(0, 1))).mean(0))
+
+
+class Merged(TimeFirst):
+    def forward(self, x):
+        return self.head(torch.tanh(self.each(x.reshape(-1, 4))).view(len(x), -1, 5).mean(1))
+
+
+@pytest.mark.parametrize("kind", [TimeFirst, Merged])
+@pytest.mark.parametrize("samples", [3, 5, 2])
+def test_layers_with_other_rows_than_samples_have_no_margins(kind, samples):
+    module, inputs, labels = kind(), torch.randn(samples, 3, 4), torch.randint(3, (samples,))
+    with pytest.raises(ValueError, match=r"^network: each sees other rows than one for each sample"):
+        margins.layer_margins(module, inputs, labels)
+    assert margins.input_margins(module, inputs, labels).shape == (samples,)
+
+
+def test_whole_numbers_have_margins_at_layers_and_none_at_the_input():
+    module = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 3))
+    inputs, labels = torch.randint(5, (7, 3)), torch.randint(3, (7,))
+    hidden = module[0](inputs).flatten(1).detach()
+    expected = margins.input_margins(module[2], hidden, labels)
+    torch.testing.assert_close(margins.layer_margins(module, inputs, labels)[0], expected)
+    with pytest.raises(ValueError, match=r"^inputs is of torch.int64; .*make them float"):
+        margins.input_margins(module, inputs, labels)

@@ -5,13 +5,17 @@ import statistics
 
 import pandas as pd
 import torch
+import torchvision
 from networks import BEYOND_FIRST, MLP, digits, trained_mlp
 from timing import Row, medians
 from torch import nn
 
 from genlib import data, models, scale
+from genlib.curvature.gauss_newton import unlike_samples
 from genlib.measures import CATALOGUE, evaluate
 from genlib.network import Network
+from genlib.network.derivatives import require_derivatives
+from genlib.network.objective import Objective
 from genlib.train import Stop, fit_many
 
 __all__ = ["rows"]
@@ -30,7 +34,8 @@ DRAWS, LEVELS, DROP, TOLERANCE, FLOOR = 10, 15, 0.1, 0.01, 1e-3
 
 def rows() -> list[Row]:
     """All rows of this file: few samples, among which the norms of the weights weigh most, and as many as MNIST has."""
-    return [one_pass_row(1, None), one_pass_row(60, 1 / 1.3), whole_row(), reference_row(), stack_row()]
+    table = [one_pass_row(1, None), one_pass_row(60, 1 / 1.3), whole_row(), reference_row(), stack_row()]
+    return [*table, door_row(trained_mlp(), repeated(SAMPLES), MLP, 0.03), door_row(*resnet(32), "ResNet-18", 0.05)]
 
 
 def one_pass_row(repeats: int, at_least: float | None) -> Row:
@@ -61,6 +66,38 @@ def whole_row() -> Row:
     limit = least(tables[0]["passes"])
     case = f"all {len(CATALOGUE)} measures, {MLP}, {len(inputs)} samples"
     return Row("evaluate", case, "the passes that it needs", limit * once / own, 1 / 1.5, own / once, limit)
+
+
+def door_row(network: nn.Module, pair: tuple[torch.Tensor, torch.Tensor], name: str, share: float) -> Row:
+    """What is looked at before the whole catalogue is measured, as a share of the time that this takes."""
+    inputs, labels = pair
+
+    def looks() -> None:
+        objective = Objective.of(network, inputs, labels)
+        require_derivatives(objective, twice=True)
+        unlike_samples(objective)
+
+    (door,) = medians(looks)
+    initial = Network.of(copy.deepcopy(network))
+    (whole,) = medians(
+        lambda: evaluate(network, (inputs, labels), initial=initial, first_epoch=initial), repeats=1, warm_up=0
+    )
+    (once,) = medians(torch.no_grad()(lambda: network(inputs[:8])))
+    case = f"the look at a network, {name}, {len(inputs)} samples"
+    return Row(
+        "evaluate", case, f"{share:.0%} of the table", share * whole / door, 1.0, door / once, share * whole / once
+    )
+
+
+def resnet(samples: int) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    """ResNet-18 with what BatchNorm has seen, on random images, and the labels that it gives them."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=10).to(scale.device())
+    images = torch.randn(samples, 3, 32, 32, device=scale.device())
+    with torch.no_grad():
+        for _ in range(20):
+            network(images)
+        return network.eval(), (images, network(images).argmax(1))
 
 
 def least(passes: pd.Series, r: float = BEYOND_FIRST, inputs: int = 784, width: int = 512) -> float:

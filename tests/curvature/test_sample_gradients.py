@@ -5,8 +5,9 @@ import torch
 from cases import CASES, Untraceable, dense, permuted, unchanged
 from curvature_cases import PIECEWISE_LINEAR, SMOOTH, Merged, cross_entropy, made
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
-from genlib.curvature import gradient_variance
+from genlib.curvature import gradient_variance, top_eigenvalues, trace
 from genlib.network import Network
 
 MERGED = {"merged rows": lambda: made(Merged, (4,))}
@@ -74,3 +75,96 @@ def test_refusals():
         gradient_variance(module, inputs, labels, loss="error")
     with pytest.raises(ValueError, match="variance of gradients on these data is not finite"):
         gradient_variance(module, inputs * torch.inf, labels)
+
+
+class Named(nn.Module):
+    """Two dense layers, and what a forward pass makes of them."""
+
+    def __init__(self, forward, layer=nn.Linear):
+        super().__init__()
+        self.a, self.b, self.unused, self.passes = layer(6, 5), nn.Linear(5, 3), nn.Linear(2, 2), forward
+
+    def forward(self, x):
+        return self.passes(self, x)
+
+
+class Halved(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def hooked(hook):
+    network = Named(lambda m, x: m.b(torch.relu(m.a(x))))
+    hook(network)
+    return network
+
+
+IDIOMS = {
+    "a hook": lambda: hooked(lambda n: n.a.register_forward_hook(lambda m, x, y: 3 * y)),
+    "a hook before": lambda: hooked(lambda n: n.b.register_forward_pre_hook(lambda m, x: (2 * x[0],))),
+    "another forward": lambda: hooked(lambda n: setattr(n.a, "forward", lambda x, a=n.a: x @ a.weight.T)),
+    "a subclass": lambda: Named(lambda m, x: m.b(torch.relu(m.a(x))), Halved),
+    "parametrized": lambda: hooked(lambda n: parametrizations.weight_norm(n.a)),
+    "orthogonal": lambda: hooked(lambda n: parametrizations.orthogonal(n.a)),
+    "pruned": lambda: hooked(lambda n: prune.random_unstructured(n.a, "weight", amount=0.4)),
+    "by keyword": lambda: Named(lambda m, x: m.b(input=torch.relu(m.a(input=x)))),
+    "unused output": lambda: Named(lambda m, x: [m.a(x), m.b(x[:, :5])][1]),
+    "time first": lambda: Named(lambda m, x: m.b(torch.relu(m.a(x.unflatten(0, (1, -1)))).squeeze(0))),
+    "batch as an image": lambda: Named(lambda m, x: m.b(torch.relu(m.a(x.T.reshape(6, -1).T)))),
+    "by its weight": lambda: Named(lambda m, x: m.b(torch.relu(nn.functional.linear(x, m.a.weight)))),
+    "weight again": lambda: Named(lambda m, x: m.b(torch.relu(m.a(x)) + x @ m.a.weight.T)),
+    "scripted": lambda: nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(6, 5), nn.ReLU())), nn.Linear(5, 3)),
+    "encoder": lambda: nn.Sequential(
+        nn.Unflatten(1, (3, 2)),
+        nn.TransformerEncoderLayer(2, 1, 4, batch_first=True).eval(),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    ),
+    "looks at values": lambda: Named(lambda m, x: m.b(torch.relu(m.a(x)) if x.sum() > -1e9 else m.a(x))),
+    "counts": lambda: Named(lambda m, x: (setattr(m, "calls", getattr(m, "calls", 0) + 1), m.b(m.a(x).tanh()))[1]),
+    "written over": lambda: Named(lambda m, x: (lambda y: m.b(y.relu_()) + y[:, :3])(m.a(x))),
+}
+
+
+@pytest.mark.parametrize("name", IDIOMS)
+@pytest.mark.filterwarnings("ignore:.*jit.script.* is deprecated")
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_idioms_of_other_people_have_their_gradients_and_their_trace(name):
+    torch.manual_seed(0)
+    module = IDIOMS[name]().double()
+    for p in module.parameters():  # some start where they have no derivative
+        p.data += 0.1 * torch.randn_like(p)
+    inputs, labels = torch.randn(7, 6, dtype=torch.float64), torch.randint(3, (7,))
+    params = [p for p in module.parameters() if p.requires_grad]
+    rows = []
+    for i in range(7):
+        loss = nn.functional.cross_entropy(module(inputs[i : i + 1]), labels[i : i + 1])
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, params, materialize_grads=True)]))
+    rows = torch.stack(rows)
+    variance = (rows - rows.mean(0)).square().sum(1).mean()
+    torch.testing.assert_close(gradient_variance(module, inputs, labels), variance, rtol=1e-9, atol=1e-12)
+    top = top_eigenvalues(module, inputs, labels, 1, tolerance=1e-9)
+    whole = trace(module, inputs, labels, vectors=3 * sum(p.numel() for p in params))
+    spectrum = torch.linalg.eigvalsh(differences(module, inputs, labels))
+    torch.testing.assert_close(top.values[0], spectrum[-1], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(whole.value, spectrum.sum(), rtol=1e-5, atol=1e-7)
+
+
+def differences(module, inputs, labels, step=1e-5):
+    """The Hessian by central differences of the gradient, the weights moved where they lie."""
+    params = list(module.parameters())
+
+    def gradient():
+        loss = nn.functional.cross_entropy(module(inputs), labels)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, params, materialize_grads=True)])
+
+    rows = []
+    for p in params:
+        for i in range(p.numel()):
+            sides = []
+            for move in (step, -2 * step):
+                p.data.view(-1)[i] += move
+                sides.append(gradient())
+            p.data.view(-1)[i] += step
+            rows.append((sides[0] - sides[1]) / (2 * step))
+    return torch.stack(rows)

@@ -181,3 +181,98 @@ def test_refusals(measured):
 
 def raise_reason(table):
     raise ValueError(table["reason"].iloc[0])
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(40, 32), nn.Tanh(), nn.Linear(32, 10))
+
+
+class Failing(nn.Sequential):
+    """Raises an error at the forward pass over all samples whose number is given."""
+
+    def __init__(self, error, at):
+        super().__init__(*small())
+        self.error, self.at, self.calls = error, at, 0
+
+    def forward(self, x):
+        self.calls += len(x) > 8
+        if self.calls == self.at:
+            raise self.error
+        return super().forward(x)
+
+
+ENDS = {
+    "interrupted before": KeyboardInterrupt(),
+    "out of memory": MemoryError(),
+    "out of memory at": torch.OutOfMemoryError("CUDA out of memory"),
+    "out of memory at this": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+}
+
+
+@pytest.mark.parametrize("reason", ENDS)
+def test_what_ends_a_table_leaves_the_rows_that_are_done(reason):
+    inputs, labels = torch.randn(20, 40), torch.randint(10, (20,))
+    names = ["l2", "cross_entropy", "sam_sharpness", "keskar_sharpness", "parameters"]
+    whole = evaluate(small(), (inputs, labels), names=names)
+    table = evaluate(Failing(ENDS[reason], 2), (inputs, labels), names=names)
+    assert table.index.tolist() == names
+    pd.testing.assert_frame_equal(table.iloc[:2], whole.iloc[:2])
+    assert table["value"].iloc[2:].isna().all()
+    assert table["reason"].iloc[2:].str.startswith(reason).all()
+
+
+@pytest.mark.parametrize("reason", ENDS)
+def test_within_a_sweep_what_ends_a_table_raises(reason, monkeypatch):
+    monkeypatch.setenv("GENLIB_SWEEP", "1")
+    with pytest.raises(type(ENDS[reason])):
+        evaluate(Failing(ENDS[reason], 2), (torch.randn(20, 40), torch.randint(10, (20,))), names=["sam_sharpness"])
+
+
+def test_an_end_within_a_stack_leaves_the_networks_that_are_done():
+    class Stopped(nn.Linear):
+        def forward(self, x):
+            if self.weight.flatten()[0] > 5 and len(x) > 8:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    modules = [Stopped(4, 3) for _ in range(3)]
+    nn.init.constant_(modules[1].weight, 6.0)
+    stack = [
+        evaluate(module, (torch.ones(20, 4), torch.zeros(20).long()), names=["l2", "cross_entropy"])
+        for module in modules
+    ]
+    assert [table["value"].notna().sum() for table in stack] == [2, 1, 2]
+
+
+def test_fewer_parameters_than_eigenvalues_are_no_obstacle():
+    table = evaluate(nn.Linear(2, 2), (torch.randn(20, 2), torch.randint(2, (20,))), names=["top_eigenvalue"])
+    assert table["reason"].tolist() == [""]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_labels_of_fewer_bits_are_those_of_many(dtype):
+    inputs, labels = torch.randn(40, 5), torch.randint(2, (40,))
+    names = ["cross_entropy", "flatness", "sharpness_flatness", "negative_entropy"]
+    for outputs in (1, 2):
+        torch.manual_seed(0)
+        network = nn.Linear(5, outputs)
+        tables = [evaluate(network, (inputs, one), names=names) for one in (labels, labels.to(dtype))]
+        pd.testing.assert_frame_equal(*tables)
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        (DataLoader(TensorDataset(torch.ones(0, 4), torch.ones(0).long()), batch_size=2), "of no batches"),
+        (DataLoader(TensorDataset(torch.ones(3, 4), torch.ones(3).long()), batch_size=None), "has no batches"),
+        (DataLoader([(torch.ones(n, 4), torch.ones(n).long()) for n in (2, 3)], batch_size=None), None),
+        (DataLoader([(torch.ones(2, n), torch.ones(2).long()) for n in (4, 5)], batch_size=None), "differ in shape"),
+    ],
+)
+def test_loaders_that_are_no_one_set_of_samples_are_refused(loader, message):
+    if message is None:
+        assert evaluate(nn.Linear(4, 3), loader, names=["cross_entropy"])["value"].notna().all()
+        return
+    with pytest.raises(ValueError, match=f"^data is a loader.*{message}"):
+        evaluate(nn.Linear(4, 3), loader, names=["cross_entropy"])
