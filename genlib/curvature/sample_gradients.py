@@ -11,7 +11,8 @@ from genlib.curvature.gauss_newton import squared_gradients, unknown_gradients, 
 from genlib.curvature.products import objective_of
 from genlib.curvature.stacks import joined
 from genlib.network import Network, Params
-from genlib.network.chunks import out_of_memory, side_by_side
+from genlib.network.chunks import side_by_side
+from genlib.network.errors import out_of_memory
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, batches, require_finite, with_slope
 from genlib.network.precision import full_precision

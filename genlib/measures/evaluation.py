@@ -17,7 +17,7 @@ from genlib.measures.catalogue import ROWS
 from genlib.measures.measure import CATALOGUE, Measure, register_measure
 from genlib.measures.searches import Shared
 from genlib.network import Network
-from genlib.network.chunks import out_of_memory
+from genlib.network.errors import first_line, out_of_memory
 from genlib.network.precision import full_precision
 from genlib.train import Run
 
@@ -129,8 +129,7 @@ def _ends(error: BaseException) -> str | None:
 
 def unexpected(error: Exception) -> str:
     """The reason of a row whose measure fails as no refusal does; the tests of this project let it raise."""
-    said = (str(error).strip() or "no message").splitlines()[0]
-    return f"unexpected {type(error).__name__}: {said}; please report it"
+    return f"unexpected {type(error).__name__}: {first_line(error)}; please report it"
 
 
 def _named(name: str) -> Measure:

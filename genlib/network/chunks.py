@@ -3,12 +3,11 @@
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from genlib.network.functional import Network, Params
 
-__all__ = ["BLOCK_BYTES", "out_of_memory", "samples_at_once", "samples_to_score", "side_by_side"]
+__all__ = ["BLOCK_BYTES", "samples_at_once", "samples_to_score", "side_by_side"]
 
 _NUMBERS = 2**24  # of all that lies side by side, 64 MB
 BLOCK_BYTES = 4 * 2**20  # of gathered inputs; 64 MB leave the cache, which is three times slower for images on a CPU
@@ -29,8 +28,3 @@ def side_by_side(params: Params) -> int:
 def samples_to_score(models: int, input_shape: Sequence[int]) -> int:
     """How many samples an evaluation takes at a time: 64 MB of inputs, at most 4,096 samples."""
     return max(1, min(4096, 2**24 // (models * math.prod(input_shape))))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether this is how torch, on a GPU or a CPU, or Python says that there is no memory left."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from genlib.network.chunks import out_of_memory
+from genlib.network.errors import first_line, out_of_memory
 from genlib.network.functional import without_recomputation
 from genlib.network.losses import LOSSES
 from genlib.network.objective import Objective, seeded_generator, with_slope
@@ -171,7 +171,9 @@ def _disagreements(
     except RuntimeError as error:
         if out_of_memory(error):
             raise
-        raise ValueError(f"network: torch finds no second derivative of its loss ({_said(error)}); {_MEND}") from error
+        raise ValueError(
+            f"network: torch finds no second derivative of its loss ({first_line(error)}); {_MEND}"
+        ) from error
     if look is _FINE:
         bends.append((s_up - s_down) / (2 * look.step))
     curvature = _apart(bends, 10 * look.tolerance, 100 * floor * (s_up.abs() + (objective.loss is not _square)))
@@ -184,11 +186,7 @@ def _in_its_own_precision(objective: Objective, directions: dict[str, _Direction
     except RuntimeError as error:
         if out_of_memory(error):
             raise
-        raise ValueError(f"network: torch can't differentiate its loss ({_said(error)}); {_MEND}") from error
-
-
-def _said(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
+        raise ValueError(f"network: torch can't differentiate its loss ({first_line(error)}); {_MEND}") from error
 
 
 def _derivative(value: Tensor, of: Tensor) -> Tensor:

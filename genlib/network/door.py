@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from genlib.network.chunks import out_of_memory
+from genlib.network.errors import first_line, out_of_memory
 from genlib.network.functional import Network
 from genlib.network.operations import Rerun, dense_steps
 
@@ -124,7 +124,7 @@ def _computed(outputs: Callable[[Tensor], Tensor], x: Tensor, network: Network) 
     except Exception as error:  # whatever the module's own forward raises
         if out_of_memory(error):
             raise
-        said = (str(error).strip() or "no message").splitlines()[0]
+        said = first_line(error)
         if said.startswith("network: "):
             raise
         mend = "give inputs that the network takes in batches" if network.size is None else "measure its networks alone"

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from genlib.network.calls import plainly_called
+from genlib.network.errors import first_line, out_of_memory
 from genlib.network.operations import Layer, dense_steps, layers_of, traced
 
 __all__ = [
@@ -241,13 +242,11 @@ def pulled_back(
     """The gradients of Σ output · cotangent in the inputs; what torch says where there are none: ValueError."""
     try:
         return torch.autograd.grad(output, inputs, cotangent, retain_graph=keep, materialize_grads=True)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        if "allocate memory" in str(error):
+        if out_of_memory(error):
             raise
         raise ValueError(
-            f"network: torch can't differentiate its output ({str(error).splitlines()[0]}); take what has a backward "
+            f"network: torch can't differentiate its output ({first_line(error)}); take what has a backward "
             "pass of its own, as reentrant checkpointing, out of its forward pass"
         ) from error
 

@@ -5,10 +5,11 @@ A network of one output tells two classes apart by its sign: label 1 is y = 1, l
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from genlib.network.errors import first_line, out_of_memory
 
 __all__ = [
     "LOSSES",
@@ -80,10 +81,10 @@ def sample_losses(
     try:
         values = loss(logits.flatten(0, -2), labels.expand(shape).flatten())
     except (RuntimeError, TypeError, IndexError) as error:
-        if loss in LOSSES.values() or isinstance(error, torch.OutOfMemoryError):
+        if loss in LOSSES.values() or out_of_memory(error):
             raise
         raise ValueError(
-            f"loss fails on logits {tuple(logits.shape)} and labels {tuple(shape)} ({str(error).splitlines()[0]}); it "
+            f"loss fails on logits {tuple(logits.shape)} and labels {tuple(shape)} ({first_line(error)}); it "
             "must take logits [n, classes] and labels [n], and give one number a sample"
         ) from error
     if not isinstance(values, Tensor):

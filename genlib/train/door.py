@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from genlib.data import Dataset
 from genlib.network import Network, copied
 from genlib.network.door import Entangled, admitted
+from genlib.network.errors import first_line, out_of_memory
 from genlib.network.losses import LOSSES, SampleLoss, require_binary
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "require_logits",
     "require_module",
     "require_samples_alone",
-    "said",
     "sparing",
     "tensors_of",
     "trainable",
@@ -121,8 +121,8 @@ def _copied(module: nn.Module) -> nn.Module:
         return copied(module)
     except Exception as error:  # whatever an attribute of the module's own raises
         raise ValueError(
-            f"network: it can't be copied ({type(error).__name__}: {said(error)}); hold what can't be, as files, locks "
-            "and generators, outside of the module"
+            f"network: it can't be copied ({type(error).__name__}: {first_line(error)}); hold what can't be, as files, "
+            "locks and generators, outside of the module"
         ) from error
 
 
@@ -132,9 +132,9 @@ def as_trained(module: Callable[[Tensor], Tensor], *, writes: bool = False) -> C
     def forward(inputs: Tensor):  # maybe no tensor, which is refused by name
         try:
             return module(inputs.clone() if writes else inputs)
-        except (MemoryError, torch.cuda.OutOfMemoryError):
-            raise
         except Exception as error:  # whatever the module's own forward raises
+            if out_of_memory(error):
+                raise
             raise _failed(
                 f"forward pass fails on inputs of shape {tuple(inputs.shape)} and {inputs.dtype}", error
             ) from error
@@ -269,9 +269,9 @@ def gradients(value: Tensor, params: list[Tensor]) -> list[Tensor | None]:
         return [None] * len(params)
     try:
         return list(torch.autograd.grad(value, params, allow_unused=True))
-    except (MemoryError, torch.cuda.OutOfMemoryError):
-        raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise _failed("backward pass fails", error) from error
 
 
@@ -286,8 +286,4 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _failed(what: str, error: Exception) -> ValueError:
     mend = "give data and a batch_size that it takes in training and in evaluation mode"
-    return ValueError(f"network: its {what} ({type(error).__name__}: {said(error)}); {mend}")
-
-
-def said(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
+    return ValueError(f"network: its {what} ({type(error).__name__}: {first_line(error)}); {mend}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from genlib.data import Dataset
 from genlib.network import Network, Params, copied, over_models, without_hooks
 from genlib.network.chunks import BLOCK_BYTES, samples_to_score
+from genlib.network.errors import first_line
 from genlib.network.losses import (
     MEANS,
     SampleLoss,
@@ -267,7 +268,7 @@ def _gradient(engine: Single | Stack, inputs: Tensor, labels: Tensor) -> tuple[T
             loss, grads = engine.mean_sam(engine.moving, engine.fixed, inputs, labels)
         except RuntimeError as error:  # vmap's, in words of its own
             raise ValueError(
-                f"network: its samples can't pass each by itself ({str(error).splitlines()[0]}); train by SAM, or "
+                f"network: its samples can't pass each by itself ({first_line(error)}); train by SAM, or "
                 "write its forward pass so that torch.func.vmap takes it"
             ) from error
         return loss, list(grads.values())

@@ -9,7 +9,8 @@ from torch.utils._pytree import tree_map
 
 from genlib.data import Dataset
 from genlib.network import Network, copied, dense_steps, plainly_called
-from genlib.train.door import few, gradients, normal, said
+from genlib.network.errors import first_line
+from genlib.train.door import few, gradients, normal
 
 __all__ = ["stack_fails"]
 
@@ -54,7 +55,7 @@ def stack_fails(modules: Sequence[nn.Module], datasets: Sequence[Dataset]) -> st
             if any(now[name] is not tensor for now, name, tensor in plain):
                 return "it replaces a tensor that is a plain attribute; make that a buffer"
         except Exception as error:  # vmap raises much, in words of its own
-            return f"its forward pass can't be stacked ({type(error).__name__}: {said(error)})"
+            return f"its forward pass can't be stacked ({type(error).__name__}: {first_line(error)})"
     if False in compared:
         return "the outputs, gradients or buffers of the stack are not those of its networks"
     return None if True in compared else "it draws random numbers in evaluation mode, so that nothing can be compared"
