@@ -36,7 +36,7 @@ def output_margins(
     `labels` [samples], whole numbers from 0 to classes - 1; `chunk_size` samples at a time. Cost: one forward pass.
     BatchNorm in training mode, empty or mismatched data, labels out of range, logits not finite: ValueError.
     """
-    network, inputs = _measurable(network, inputs, labels, chunk_size)
+    network, inputs, labels = *_measurable(network, inputs, labels, chunk_size), labels.long()
     with torch.no_grad():
         logits = torch.cat([network.apply(network.params, x) for x, _ in batches(inputs, labels, chunk_size)], -2)
     require_classes(logits, labels, network.size, at_least=2)

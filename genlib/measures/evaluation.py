@@ -56,7 +56,17 @@ def evaluate(
     had, ends the table: the rows that are done stay, the others say why; within a sweep it raises.
     ValueError: a name that isn't in the catalogue, data or a network that no measure could take.
     """
-    measures = [_named(name) for name in (CATALOGUE if names is None else [names] if isinstance(names, str) else names)]
+    names = [names] if isinstance(names, str) else CATALOGUE if names is None else names
+    if not isinstance(names, Iterable):
+        raise ValueError(f"names is of {type(names).__name__}; give names of the catalogue, or none for all")
+    measures = [_named(name) for name in names]
+    if not isinstance(seed, int):
+        raise ValueError(f"seed is {seed!r}; give a whole number")
+    for one in [] if run is None else [run] if isinstance(run, Run) else run:
+        if not isinstance(one, Run):
+            raise ValueError(
+                f"run is or holds a {type(one).__name__}; give what fit returned, of a stack a list of these"
+            )
     inputs, labels = _tensors(data)
     labels = labels if labels.is_floating_point() or labels.dtype == torch.bool else labels.long()
     network = Network.of(network)
@@ -65,12 +75,12 @@ def evaluate(
             "initial": run.initial if initial is None and run is not None else initial,
             "first_epoch": first_epoch,
         }
-        others = {name: None if other is None else Network.of(other) for name, other in others.items()}
+        others = {name: None if other is None else Network.of(other, name) for name, other in others.items()}
         return _rows(Shared(network, inputs, labels, run=run, seed=seed, **others), measures, [])
     if run is not None and initial is None:
         initial = Network.stack([one.initial for one in run])
     for name, other in (("initial", initial), ("first_epoch", first_epoch)):
-        if other is not None and (size := Network.of(other).size) != network.size:
+        if other is not None and (size := Network.of(other, name).size) != network.size:
             raise ValueError(f"{name} holds {size} networks, network {network.size}; give each network its own")
     if run is not None and len(run) != network.size:
         raise ValueError(f"run holds {len(run)} runs, network {network.size} networks; give each network its own")
@@ -133,7 +143,7 @@ def unexpected(error: Exception) -> str:
 
 
 def _named(name: str) -> Measure:
-    if name not in CATALOGUE:
+    if not isinstance(name, str) or name not in CATALOGUE:
         near = difflib.get_close_matches(str(name), CATALOGUE, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "see measures.CATALOGUE"
         raise ValueError(f"names holds {name!r}, which is not in the catalogue; {hint}")

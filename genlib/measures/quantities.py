@@ -96,6 +96,7 @@ class Quantities:
     def initial(self) -> Network:
         if self._initial is None:
             raise ValueError("initial is missing; give evaluate the network as it was before training, or its run")
+        self._initial.require_eval("initial")
         return self._initial
 
     @property
@@ -220,7 +221,9 @@ class Quantities:
     @property
     def log_inputs(self) -> Float[Tensor, ""]:
         """ln ‖X‖_F over all samples."""
-        of_each = torch.linalg.vector_norm(self.objective.inputs.flatten(1), dim=1)  # in float64 all would take tenfold
+        inputs = self.objective.inputs
+        inputs = inputs if inputs.is_floating_point() else inputs.double()
+        of_each = torch.linalg.vector_norm(inputs.flatten(1), dim=1)  # in float64 all would take tenfold
         return torch.linalg.vector_norm(of_each, dtype=torch.float64).log()
 
     @property

@@ -46,15 +46,21 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
         first = _computed(outputs, given, network)
         if first.requires_grad:
             raise ValueError(_out_of_sight(network.module, first))
+    axis_of_outputs = int(network.size is not None)
+    if first.dim() != axis_of_outputs + 2:
+        raise ValueError(
+            f"network: its output on {few.shape[axis]} samples has the shape {tuple(first.shape)}; it must be "
+            "[samples, classes], so take one position, a mean over them, or each of them as a sample of its own"
+        )
     wrote = given._version > 0  # a clone's first version is 0
     with torch.no_grad():
         again = outputs(few.clone())
-        alone = _alone(outputs, few.narrow(axis, 0, 1).clone(), network.module)
+        middle = few.shape[axis] // 2  # on which samples before and behind it may tell
+        alone = _alone(outputs, few.narrow(axis, middle, 1).clone(), network.module)
         whole = (few[0] if axis == 1 else few), (first if network.size is None else first[0])
         misread = _misread(network, *whole)
-    samples = first.dim() - 2  # before the classes
     changed = {name: ~_same(buffer, network.buffers[name]) for name, buffer in buffers.items()}
-    alike = [_alike(first, again), _alike(first.narrow(samples, 0, 1), alone), _same(given, few)]
+    alike = [_alike(first, again), _alike(first.narrow(axis_of_outputs, middle, 1), alone), _same(given, few)]
     looks = [*(~one for one in alike), misread, *changed.values()]
     random, entangled, writes, misread, *states = torch.stack(looks).tolist()  # the one host read
     moved = [name for name, state in zip(changed, states, strict=True) if state]
@@ -138,6 +144,8 @@ def _alone(outputs: Callable[[Tensor], Tensor], one: Tensor, module: nn.Module) 
     try:
         return outputs(one)
     except Exception as error:  # BatchNorm without running statistics, for one, has no variance of one sample
+        if out_of_memory(error):
+            raise
         raise Entangled(_entangled(module)) from error
 
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.utils._pytree import tree_leaves
 
 from genlib.network.calls import plainly_called
 from genlib.network.errors import first_line, out_of_memory
@@ -31,6 +32,7 @@ __all__ = [
 
 Params = dict[str, Tensor]
 _RECOMPUTES = "network: it computes activations again in the backward pass (checkpoint); turn that off, then measure it"
+_OF_MODULES = vars(nn.Module()).keys()
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -55,10 +57,12 @@ class Network:
     ran: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, module: "nn.Module | Network") -> "Network":
-        """The network of one module. A Network passes through."""
+    def of(cls, module: "nn.Module | Network", name: str = "network") -> "Network":
+        """The network of one module. A Network passes through; `name` is that of the argument, for a refusal."""
         if isinstance(module, Network):
             return module
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"{name} is a {type(module).__name__}; give the torch.nn.Module itself")
         module = _bare(module, {})
         _require_weights(module)
         params, buffers = _weights_apart(dict(module.named_parameters()), dict(module.named_buffers()))
@@ -74,6 +78,7 @@ class Network:
         for module in modules:
             _require_weights(module)
         require_one_shape(modules)
+        _require_equal_attributes(modules)
         params, buffers = _weights_apart(*stack_module_state(modules))
         skeleton = copied(modules[0])
         graph = traced(skeleton)
@@ -139,12 +144,12 @@ class Network:
         )
         return call(params, buffers, inputs)
 
-    def require_eval(self) -> None:
+    def require_eval(self, argument: str = "network") -> None:
         """Refuse BatchNorm and dropout in training mode: one's output depends on the batch, the other's on chance."""
         for name, module in self.module.named_modules():
             if module.training and isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
                 kind = "dropout" if isinstance(module, nn.modules.dropout._DropoutNd) else "BatchNorm"
-                raise ValueError(f"network: {name} is {kind} in training mode; call module.eval() before measuring")
+                raise ValueError(f"{argument}: {name} is {kind} in training mode; call module.eval() before measuring")
 
     def require_known(self) -> None:
         """Refuse a network with an operation that the table of operations doesn't hold, by name."""
@@ -160,9 +165,19 @@ def copied(module: nn.Module, memo: dict[int, Tensor] | None = None) -> nn.Modul
     """A deep copy; `memo` gives tensors by their id what stands for them there.
 
     What a hook computed last, as pruning keeps a weight, is an attribute with a graph, which torch won't copy.
+    ValueError: a module with an attribute that can't be copied.
     """
-    computed = [t for part in module.modules() for t in vars(part).values() if isinstance(t, Tensor) and t.grad_fn]
-    return copy.deepcopy(module, {id(t): t.detach().clone() for t in computed} | (memo or {}))
+    own = [v for part in module.modules() for name, v in vars(part).items() if name not in _OF_MODULES]
+    computed = [t for t in tree_leaves(own) if isinstance(t, Tensor) and t.grad_fn]
+    try:
+        return copy.deepcopy(module, {id(t): t.detach().clone() for t in computed} | (memo or {}))
+    except Exception as error:  # whatever an attribute of the module's own raises
+        if out_of_memory(error):
+            raise
+        raise ValueError(
+            f"network: it can't be copied ({type(error).__name__}: {first_line(error)}); hold what can't be, as files, "
+            "locks and generators, outside of the module"
+        ) from error
 
 
 def _bare(module: nn.Module, met: dict[int, nn.Module]) -> nn.Module:
@@ -217,6 +232,8 @@ def called(module: nn.Module, names: dict[str, str], tensors: Params, inputs: Te
     """
     lent = {alias: tensors[name] for alias, name in names.items() if name in tensors}
     found = functional_call(module, lent, (inputs,), tie_weights=False)
+    if isinstance(found, Tensor) and not found.is_floating_point():
+        raise ValueError(f"network: its output is of {found.dtype}; let it return logits, before argmax or rounding")
     if not isinstance(found, Tensor):
         raise ValueError(
             f"network: its output is a {type(found).__name__}; wrap it in a module that returns the logits alone"
@@ -299,6 +316,47 @@ def layout(module: nn.Module, tensors: Params) -> dict[str, tuple[int, ...] | st
     """What networks must share to be handled as one: the module's layers, and the shapes of its tensors."""
     kinds = {f"the module {name!r}": str(m) for name, m in module.named_modules() if not list(m.children())}
     return kinds | {name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+
+
+def _require_equal_attributes(modules: Sequence[nn.Module]) -> None:
+    """Refuse networks that differ in more than tensors: a stack would run all of them as the first."""
+    first = _attributes(modules[0])
+    for i, module in enumerate(modules):
+        if (others := _attributes(module)) != first:
+            odd = next(name for name in {**first, **others} if first.get(name) != others.get(name))
+            raise ValueError(
+                f"modules[{i}] differs from modules[0] in {odd}, an attribute that is no parameter or buffer; a stack "
+                "would take that of the first for all: make it a buffer, or measure each network alone"
+            )
+
+
+def _attributes(module: nn.Module) -> dict[str, str]:
+    """What a module holds beside tensors and modules, but for what a hook computes anew."""
+    return {
+        f"{prefix}.{name}".lstrip("."): _described(value)
+        for prefix, part in module.named_modules()
+        for name, value in vars(part).items()
+        if name not in _OF_MODULES and not (isinstance(value, Tensor) and part._forward_pre_hooks)
+    }
+
+
+def _described(value: object) -> str:
+    """An attribute in words that are the same for the same value; of what has no such words its type alone."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype}{value.tolist()}" if value.numel() <= 2**16 else f"{value.dtype}{tuple(value.shape)}"
+    if isinstance(value, str | bytes | int | float | complex | torch.dtype | torch.device | torch.Size | None):
+        return repr(value)
+    if isinstance(value, tuple | list | dict):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return f"{type(value).__name__}{[(key, _described(one)) for key, one in items]}"
+    if (code := getattr(value, "__code__", None)) is not None:  # a function, and what it holds on to
+        held = [_described(cell.cell_contents) for cell in value.__closure__ or () if not _is_module(cell)]
+        return f"{code}{held}{_described(value.__defaults__)}"
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _is_module(cell) -> bool:
+    return isinstance(cell.cell_contents, nn.Module)
 
 
 def _dense_stack(steps: list[tuple[str, nn.Module]], params: Params, inputs: Tensor, inputs_of_each: bool) -> Tensor:

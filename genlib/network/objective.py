@@ -63,15 +63,13 @@ class Objective:
         network, inputs = measurable(network, inputs, labels, chunk_size)
         if not network.params:
             raise ValueError("network has no parameters; there is nothing to move")
-        loss = per_sample_loss(loss, error=True)
+        loss, labels = per_sample_loss(loss, error=True), labels.long()
         with torch.no_grad():
             one = inputs.narrow(labels.dim() - 1, 0, 1)
             logits = network.apply(network.params, one, inputs_of_each=labels.dim() == 2)
         outputs = require_classes(logits, labels, network.size)
         labels = labels.clone() if labels.is_inference() else labels
-        return cls(
-            network, inputs, labels.long(), loss, chunk_size or samples_at_once(network, inputs, labels), outputs
-        )
+        return cls(network, inputs, labels, loss, chunk_size or samples_at_once(network, inputs, labels), outputs)
 
     @property
     def samples(self) -> int:
@@ -109,8 +107,11 @@ class Objective:
 
     @property
     def together(self) -> int:
-        """How many weights share a pass: of small networks what one chunk holds; a stack's models lie so already."""
-        if self.network.size is not None:
+        """How many weights share a pass: of small networks what one chunk holds; a stack's models lie so already.
+
+        One, where a forward pass may look at values.
+        """
+        if self.network.size is not None or self.network.graph is None:
             return 1
         return max(1, min(self.chunk_size // self.samples, side_by_side(self.network.params)))
 
@@ -167,6 +168,10 @@ def measurable(
     """The network and its inputs in the precision of the measurement; refused where the data don't fit."""
     network = upcast_network(Network.of(network))
     network.require_eval()
+    for name, tensor in (("inputs", inputs), ("labels", labels)):
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            kind = f"sparse, {tensor.layout}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise ValueError(f"{name} is {kind}; give a dense tensor, as by torch.as_tensor or to_dense")
     if labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype}; they must be whole numbers from 0 to classes - 1")
     shared, of_each = labels.dim() == 1, labels.dim() == 2 and labels.shape[0] == network.size
@@ -240,7 +245,7 @@ def seeded_generator(generator: torch.Generator | None, device: torch.device, se
 
 def start_of(initial: nn.Module | Network, network: Network) -> Params:
     """The weights of `initial`, of the same names and shapes as the network's, and in their precision."""
-    params = Network.of(initial).params
+    params = Network.of(initial, "initial").params
     if {n: p.shape for n, p in params.items()} != {n: p.shape for n, p in network.params.items()}:
         raise ValueError("initial has other parameters than network; give the network's own start, a stack for a stack")
     return {name: param.to(network.params[name]) for name, param in params.items()}

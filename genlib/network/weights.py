@@ -3,7 +3,7 @@
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -251,8 +251,8 @@ def by_groups(operation: nn.Module, weight: Tensor) -> Float[Tensor, "models gro
 
 
 def checked_shape(input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    shape = tuple(input_shape)
-    if not shape or any(not isinstance(n, int) or n < 1 for n in shape):
+    shape = tuple(input_shape) if isinstance(input_shape, Iterable) else (input_shape,)
+    if not isinstance(input_shape, Iterable) or not shape or any(not isinstance(n, int) or n < 1 for n in shape):
         raise ValueError(f"input_shape is {shape}; it must be the shape of one sample, positive whole numbers")
     return shape
 

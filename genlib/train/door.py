@@ -93,7 +93,7 @@ def rehearsed(module: nn.Module, inputs: Tensor, labels: Tensor, loss: SampleLos
     own = {name: p for name, p in module.named_parameters() if p.requires_grad and not p.is_inference()}
     device = inputs.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        copy, writes = _copied(module).to(device), False
+        copy, writes = copied(module).to(device), False
         for training in (False, True):
             given = normal(inputs)
             version = given._version
@@ -114,16 +114,6 @@ def rehearsed(module: nn.Module, inputs: Tensor, labels: Tensor, loss: SampleLos
             "forward pass"
         )
     return writes
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    try:
-        return copied(module)
-    except Exception as error:  # whatever an attribute of the module's own raises
-        raise ValueError(
-            f"network: it can't be copied ({type(error).__name__}: {first_line(error)}); hold what can't be, as files, "
-            "locks and generators, outside of the module"
-        ) from error
 
 
 def as_trained(module: Callable[[Tensor], Tensor], *, writes: bool = False) -> Callable[[Tensor], Tensor]:
