@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from genlib.network import Network
+from genlib.network.derivatives import require_input_derivatives
+from genlib.network.door import spread
 from genlib.network.functional import pulled_back, without_recomputation
 from genlib.network.objective import batches, measurable, require_classes, require_finite
 from genlib.network.precision import full_precision
@@ -60,7 +62,7 @@ def layer_margins(
     rows = []
     for one in network.each:
         module, met = _with_inputs_of_layers(one, inputs.is_floating_point())
-        _require_rows_of_samples(module, met, inputs[:2], labels[:2])
+        _require_rows_of_samples(module, met, spread(inputs, 0), spread(labels, 0))
         rows.append(_over_gradients(module, met, inputs, labels, chunk_size))
     return rows[0] if network.size is None else torch.stack(rows)
 
@@ -154,6 +156,7 @@ def _with_classes(
     network, inputs = _measurable(network, inputs, labels, chunk_size)
     with torch.no_grad():
         require_classes(network.apply(network.params, inputs[:1]), labels, network.size, at_least=2)
+    require_input_derivatives(network, inputs)
     return network, inputs
 
 
@@ -189,9 +192,12 @@ def _require_rows_of_samples(module: nn.Module, met: list, inputs: Tensor, label
     layers = list(met)
     met.clear()
     places = [h for _, h in layers if h.requires_grad]
-    first = (torch.arange(len(m), device=m.device) == 0).to(m)
-    gradients = pulled_back(m, places, first)
-    others = torch.stack([g[1:].abs().sum() for g in gradients]).tolist()  # the one host read
+    others = m.new_zeros(len(places))
+    for i in (0, len(m) // 2):
+        one = (torch.arange(len(m), device=m.device) == i).to(m)
+        gradients = pulled_back(m, places, one, keep=True)
+        others = others + torch.stack([g[:i].abs().sum() + g[i + 1 :].abs().sum() for g in gradients])
+    others = others.tolist()  # the one host read
     for (name, h), other in itertools.zip_longest(layers, others):
         if not h.requires_grad or len(h) != len(inputs) or other:
             raise ValueError(
@@ -213,7 +219,7 @@ def _over_gradients(
             met.clear()
         m = m.detach()
         outputs.append(m)
-        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
-        rows.append(torch.where((m == 0) & (norms == 0), 0, m / norms))
+        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in gradients])
+        rows.append(torch.where((m == 0) & (norms == 0), 0, m / norms).to(m.dtype))
     require_finite(torch.cat(outputs), "margin")
     return torch.cat(rows, 1)

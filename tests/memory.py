@@ -24,9 +24,10 @@ BOUNDS = {
         "distances": (4, 0),
     },
     "outputs": {
-        **dict.fromkeys(("output_margins", "layer_margins", "input_margins", "transitions"), (2, 1)),
+        **dict.fromkeys(("output_margins", "transitions"), (2, 1)),
+        **dict.fromkeys(("layer_margins", "input_margins"), (3, 1)),
         "normalized_margins": (3, 1),
-        **dict.fromkeys(("jacobian_norms", "jacobian_norms, spectral", "mean_squared_jacobian_norm"), (2, 3)),
+        **dict.fromkeys(("jacobian_norms", "jacobian_norms, spectral", "mean_squared_jacobian_norm"), (3, 3)),
     },
     "perturbed weights": {
         "expected_sharpness": (2, 1),

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from genlib.estimates import Estimate
 from genlib.network import Network, Params
+from genlib.network.derivatives import square
+from genlib.network.door import spread
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, rademacher, with_slope
 from genlib.network.operations import altered
@@ -27,7 +29,6 @@ __all__ = [
 ]
 
 _LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
-_FEW = 8  # samples on which layers are looked at
 _ALL_CLASSES = 64  # above it cotangents are drawn
 _COTANGENTS = 16  # a sample, where they are drawn
 
@@ -76,25 +77,30 @@ def unlike_samples(objective: Objective) -> str | None:
     if "layers" in objective.network.passed or objective.inputs.device.type == "meta":
         return None
     few = next(objective.each)
-    x, y = few.inputs[:_FEW], few.labels[:_FEW]
+    x = spread(few.inputs, 0)
     module, met = with_records(few.network)
     with torch.enable_grad():
-        first = with_slope(few.losses(module(x), y)[0])
+        logits = module(x)
+        of_each = with_slope(square(logits, logits))
     layers = list(met)
     if cut := [name for name, _, _, output in layers if not output.requires_grad]:
         return f"network: {cut[0]} runs without a graph"
     weights = [p for p in module.parameters() if p.requires_grad]
-    found = torch.autograd.grad(first, [*(output for *_, output in layers), *weights], materialize_grads=True)
     if odd := [name for name, layer, seen, _ in layers if len(seen) != len(x) or not _batched(layer, seen)]:
         return f"network: {odd[0]} sees other rows than one for each sample"
-    if len(met) != len(layers):
-        return "network: its layers run again as it is differentiated"
-    squares = [
-        squared_gradients(layer, seen, delta.unsqueeze(0))[0, 0]
-        for (_, layer, seen, _), delta in zip(layers, found, strict=False)
-    ]
-    by_layers, whole = sum(squares, first.new_zeros(())), sum(g.square().sum() for g in found[len(layers) :])
-    if (by_layers - whole).abs() > 1e-3 * whole:
+    unlike, places = [], [*(output for *_, output in layers), *weights]
+    for i in {0, len(x) // 2}:
+        one = (torch.arange(len(x), device=x.device) == i).to(of_each)
+        found = torch.autograd.grad(of_each, places, one, retain_graph=True, materialize_grads=True)
+        if len(met) != len(layers):
+            return "network: its layers run again as it is differentiated"
+        squares = [
+            squared_gradients(layer, seen, delta.unsqueeze(0))[0, i]
+            for (_, layer, seen, _), delta in zip(layers, found, strict=False)
+        ]
+        by_layers, whole = sum(squares, one.new_zeros(())), sum(g.square().sum() for g in found[len(layers) :])
+        unlike.append((by_layers - whole).abs() > 1e-3 * whole)
+    if torch.stack(unlike).any():  # the one host read
         return "network: its layers' rows don't belong to one sample each, or weights take part that no layer holds"
     objective.network.passed.add("layers")
     return None

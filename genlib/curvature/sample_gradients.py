@@ -80,7 +80,7 @@ def _can_be_batched(objective: Objective, loss: Callable) -> bool:
         return False
     try:
         _at_once(loss, objective.network.params, objective.inputs[:2], objective.labels[:2])
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         if out_of_memory(error):
             raise
         return False

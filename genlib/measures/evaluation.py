@@ -175,6 +175,6 @@ def _pair(pair: object, what: str) -> tuple[Tensor, Tensor]:
         if isinstance(pair, tuple | list):
             kind = f"{kind} of {', '.join(type(part).__name__ for part in pair[:4]) or 'nothing'}"
         raise ValueError(
-            f"{what} is a {kind}; give two tensors, inputs and labels, a Dataset, or a loader of such pairs"
+            f"{what} is a {kind}; give two tensors, inputs and labels, a genlib.data.Dataset, or a DataLoader of pairs"
         )
     return pair[0], pair[1]

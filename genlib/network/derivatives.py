@@ -11,14 +11,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from genlib.network.door import spread
 from genlib.network.errors import first_line, out_of_memory
-from genlib.network.functional import without_recomputation
+from genlib.network.functional import Network, pulled_back, without_recomputation
 from genlib.network.losses import LOSSES
 from genlib.network.objective import Objective, seeded_generator, with_slope
 
-__all__ = ["require_derivatives", "twice_differentiable"]
+__all__ = ["require_derivatives", "require_input_derivatives", "square", "twice_differentiable"]
 
-_SAMPLES, _TRIES = 8, 3
+_TRIES = 3
 _MEND = "write its backward functions in operations that can be differentiated once more, and measure it uncompiled"
 
 
@@ -76,15 +77,15 @@ def require_derivatives(objective: Objective, *, twice: bool) -> None:
     if check in network.passed or objective.inputs.device.type == "meta":
         return
     few = next(objective.each)
-    few = replace(few, inputs=few.inputs[:_SAMPLES], labels=few.labels[:_SAMPLES], chunk_size=_SAMPLES)
+    few = replace(few, inputs=spread(few.inputs, 0), labels=spread(few.labels, 0), chunk_size=few.samples)
     if few.loss in LOSSES.values():
-        few = replace(few, loss=_square)
+        few = replace(few, loss=square)
     for seed in range(_TRIES):  # a unit may cross its kink on the way
         generator = seeded_generator(None, few.inputs.device, seed)
         directions = {name: _Directions.of(w, generator) for name, w in few.network.params.items()}
         try:
             slope, curvature, in_single = _disagreements(few, directions, twice, _FINE)
-        except (RuntimeError, ValueError) as error:  # as where something in the forward pass stays in float32
+        except Exception as error:  # as where something in the forward pass stays in float32
             if out_of_memory(error):
                 raise
             slope, in_single = True, True
@@ -94,7 +95,7 @@ def require_derivatives(objective: Objective, *, twice: bool) -> None:
             slope, curvature = _in_its_own_precision(few, directions, twice)
             break
     if not slope and not curvature:
-        if few.loss is _square:
+        if few.loss is square:
             network.passed.update(("gradient", check))
         return
     if slope:
@@ -105,7 +106,55 @@ def require_derivatives(objective: Objective, *, twice: bool) -> None:
     raise ValueError(f"network: torch's second derivative of its loss is wrong or incomplete; {_MEND}")
 
 
-def _square(logits: Tensor, labels: Tensor) -> Float[Tensor, " n"]:
+def require_input_derivatives(network: Network, inputs: Tensor) -> None:
+    """Refuse a network whose gradient in its inputs is not that of its outputs, as where it detaches what it takes.
+
+    On a few samples, in float64 where the network itself computes in it: along random v the difference quotient of a
+    square of the logits at x ± tv against the mean of its slopes there. Cost: two gradients; of a stack the first
+    network stands for all. Once a network, nothing on the meta device. Memory: twice the parameters of float32.
+    """
+    if "input gradient" in network.passed or inputs.is_meta or not inputs.is_floating_point():
+        return
+    one, x = network.each[0], spread(inputs, 0)
+    for seed in range(_TRIES):  # a unit may cross its kink on the way
+        try:
+            apart, rounds = _apart_along_inputs(one, x, seed, _FINE)
+        except Exception as error:  # as where something in the forward pass stays in float32
+            if out_of_memory(error):
+                raise
+            rounds = True
+        if rounds:
+            apart, _ = _apart_along_inputs(one, x, seed, _COARSE)
+        if not apart:
+            network.passed.add("input gradient")
+            return
+    raise ValueError(
+        "network: its gradient in the inputs isn't that of its outputs; take detach, no_grad, rounding and own "
+        "backward functions out of its forward"
+    )
+
+
+def _apart_along_inputs(network: Network, x: Tensor, seed: int, look: _Look) -> tuple[bool, bool]:
+    """Whether the slope along v is not the difference quotient, and whether something is rounded to float32."""
+    dtype = torch.float64 if look is _FINE else x.dtype
+    params, buffers = ({n: _to(t, dtype) for n, t in ts.items()} for ts in (network.params, network.buffers))
+    v = torch.randn(x.shape, generator=seeded_generator(None, x.device, seed), device=x.device, dtype=x.dtype)
+    x, v = x.to(dtype), (x.square().mean().sqrt().clamp(min=1e-2) * v).to(dtype)
+    found, rounds = [], False
+    for at in (look.step, -look.step):
+        t = torch.tensor(at, dtype=dtype, device=x.device, requires_grad=True)
+        with torch.enable_grad(), twice_differentiable() as composed, without_recomputation():
+            value = square(logits := network.apply(params, x + t * v, buffers=buffers), logits).mean()
+        if not value.requires_grad:
+            raise ValueError("network: its output has no derivative with respect to inputs; remove no_grad or detach")
+        found.append((value.detach(), *pulled_back(value, [t], torch.ones_like(value))))
+        rounds |= composed.rounds
+    (up, uphill), (down, downhill) = found
+    means = [(up - down) / (2 * look.step), (uphill + downhill) / 2]
+    return bool(_apart(means, look.tolerance, look.noise / look.step * up.abs())), rounds
+
+
+def square(logits: Tensor, labels: Tensor) -> Float[Tensor, " n"]:
     """Σ_c f_c cos c + f_c²/2: no constant, and every logit counts differently."""
     weights = torch.arange(1, logits.shape[-1] + 1, device=logits.device, dtype=logits.dtype).cos()
     return (logits * weights + logits.square() / 2).sum(-1)
@@ -161,7 +210,7 @@ def _disagreements(
     (up, s_up, t_up, *_), (down, s_down, t_down, *_) = slopes(look.step), slopes(-look.step)
     floor = look.noise / look.step
     # A loss of one's own may be small for the logits that it subtracts.
-    rounding = up.abs() + (objective.loss is not _square)
+    rounding = up.abs() + (objective.loss is not square)
     slope = _apart([(up - down) / (2 * look.step), (t_up + t_down) / 2], look.tolerance, floor * rounding)
     if not twice:
         return bool(slope), False, rounds
@@ -174,9 +223,9 @@ def _disagreements(
         raise ValueError(
             f"network: torch finds no second derivative of its loss ({first_line(error)}); {_MEND}"
         ) from error
-    if look is _FINE:
-        bends.append((s_up - s_down) / (2 * look.step))
-    curvature = _apart(bends, 10 * look.tolerance, 100 * floor * (s_up.abs() + (objective.loss is not _square)))
+    floor = 100 * floor * (s_up.abs() + (objective.loss is not square))
+    quotient = (s_up - s_down) / (2 * look.step)  # which a kink that is crossed changes
+    curvature = _apart(bends, look.tolerance, floor) | _apart([*bends, quotient], 10 * look.tolerance, floor)
     return *torch.stack([slope, curvature]).tolist(), rounds  # the one host read
 
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from genlib.network.errors import first_line, out_of_memory
-from genlib.network.functional import Network
+from genlib.network.functional import Network, Params
 from genlib.network.operations import Rerun, dense_steps
 
-__all__ = ["Entangled", "admitted"]
+__all__ = ["Entangled", "admitted", "spread"]
 
 _SAMPLES = 8
 _ALIKE = 1e-3  # of the largest output: what other sums in another order may change, and chance or neighbours exceed
@@ -35,19 +35,19 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
     """
     if "door" in network.passed or inputs.device.type == "meta":
         return network
-    few = inputs.narrow(axis, 0, min(_SAMPLES, inputs.shape[axis]))
+    few = spread(inputs, axis)
     buffers = {name: buffer.clone() for name, buffer in network.buffers.items()}
 
-    def outputs(x: Tensor) -> Tensor:
-        return network.apply(network.params, x, buffers=buffers, inputs_of_each=axis == 1)
+    def outputs(x: Tensor, params: Params = network.params) -> Tensor:
+        return network.apply(params, x, buffers=buffers, inputs_of_each=axis == 1)
 
-    given = few.clone()
+    given, lent = few.clone(), {name: w.clone() for name, w in network.params.items()}
     with _own_weights_tracked(network.module), torch.enable_grad():
-        first = _computed(outputs, given, network)
+        first = _computed(lambda x: outputs(x, lent), given, network)
         if first.requires_grad:
             raise ValueError(_out_of_sight(network.module, first))
     axis_of_outputs = int(network.size is not None)
-    if first.dim() != axis_of_outputs + 2:
+    if first.dim() != axis_of_outputs + 2 or first.shape[axis_of_outputs] != few.shape[axis]:
         raise ValueError(
             f"network: its output on {few.shape[axis]} samples has the shape {tuple(first.shape)}; it must be "
             "[samples, classes], so take one position, a mean over them, or each of them as a sample of its own"
@@ -61,9 +61,16 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
         misread = _misread(network, *whole)
     changed = {name: ~_same(buffer, network.buffers[name]) for name, buffer in buffers.items()}
     alike = [_alike(first, again), _alike(first.narrow(axis_of_outputs, middle, 1), alone), _same(given, few)]
-    looks = [*(~one for one in alike), misread, *changed.values()]
-    random, entangled, writes, misread, *states = torch.stack(looks).tolist()  # the one host read
+    trained = ~torch.stack([_same(w, lent[name]) for name, w in network.params.items()]).all() if lent else ~alike[0]
+    del lent
+    looks = [*(~one for one in alike), misread, trained, *changed.values()]
+    random, entangled, writes, misread, trained, *states = torch.stack(looks).tolist()  # the one host read
     moved = [name for name, state in zip(changed, states, strict=True) if state]
+    if trained:
+        raise ValueError(
+            "network: its forward pass writes into its own weights, as clamping their data and max_norm do; do that "
+            "after a step of training, in no forward pass"
+        )
     if random and moved:
         raise ValueError(
             f"network: its forward pass changes {', '.join(moved)}, and its outputs with it; call module.eval() before "
@@ -100,6 +107,12 @@ def _misread(network: Network, x: Tensor, outputs: Tensor) -> Tensor:
     return ~_alike(outputs, found) if isinstance(found, Tensor) and found.shape == outputs.shape else unlike
 
 
+def spread(tensor: Tensor, axis: int) -> Tensor:
+    """A few samples, from all over the data."""
+    every = slice(None, None, max(1, tensor.shape[axis] // _SAMPLES))
+    return tensor[every][:_SAMPLES] if axis == 0 else tensor[:, every][:, :_SAMPLES]
+
+
 @torch.no_grad()
 def _run(network: Network, x: Tensor) -> tuple[str, ...]:
     """The names of the modules, in the order in which they run."""
@@ -127,17 +140,10 @@ def _own_weights_tracked(module: nn.Module) -> Iterator[None]:
 def _computed(outputs: Callable[[Tensor], Tensor], x: Tensor, network: Network) -> Tensor:
     try:
         return outputs(x)
-    except Exception as error:  # whatever the module's own forward raises
-        if out_of_memory(error):
+    except Exception as error:
+        if network.size is None or out_of_memory(error):
             raise
-        said = first_line(error)
-        if said.startswith("network: "):
-            raise
-        mend = "give inputs that the network takes in batches" if network.size is None else "measure its networks alone"
-        raise ValueError(
-            f"network: its forward pass fails on inputs of shape {tuple(x.shape)} and {x.dtype} "
-            f"({type(error).__name__}: {said}); {mend}"
-        ) from error
+        raise ValueError(f"{first_line(error).split('; give inputs')[0]}; or measure its networks alone") from error
 
 
 def _alone(outputs: Callable[[Tensor], Tensor], one: Tensor, module: nn.Module) -> Tensor:

@@ -11,4 +11,6 @@ def first_line(error: BaseException) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether this is how torch, on a GPU or a CPU, or Python says that there is no memory left."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = str(error).lower()
+    marks = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(mark in said for mark in marks)

@@ -1,6 +1,5 @@
 """A module as a pure function of its parameters, alone or in a stack."""
 
-import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,10 +9,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import functional_call, stack_module_state, vmap
-from torch.utils._pytree import tree_leaves
 
 from genlib.network.calls import plainly_called
 from genlib.network.errors import first_line, out_of_memory
+from genlib.network.modules import (
+    Params,
+    aliases,
+    bare,
+    copied,
+    layout,
+    require_equal_attributes,
+    require_one_shape,
+    require_weights,
+    weights_apart,
+)
 from genlib.network.operations import Layer, dense_steps, layers_of, traced
 
 __all__ = [
@@ -30,10 +39,7 @@ __all__ = [
     "without_recomputation",
 ]
 
-Params = dict[str, Tensor]
 _RECOMPUTES = "network: it computes activations again in the backward pass (checkpoint); turn that off, then measure it"
-_OF_MODULES = vars(nn.Module()).keys()
-_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,9 @@ class Network:
             return module
         if not isinstance(module, nn.Module):
             raise ValueError(f"{name} is a {type(module).__name__}; give the torch.nn.Module itself")
-        module = _bare(module, {})
-        _require_weights(module)
-        params, buffers = _weights_apart(dict(module.named_parameters()), dict(module.named_buffers()))
+        module = bare(module, {})
+        require_weights(module)
+        params, buffers = weights_apart(dict(module.named_parameters()), dict(module.named_buffers()))
         graph = traced(module)
         return cls(module, params, buffers, graph, layers_of(module, graph))
 
@@ -74,12 +80,12 @@ class Network:
         """The networks of same-shaped modules as one, with a leading model axis on every parameter and buffer."""
         if isinstance(modules, Network):
             return modules
-        modules = [_bare(module, {}) for module in modules]
+        modules = [bare(module, {}) for module in modules]
         for module in modules:
-            _require_weights(module)
+            require_weights(module)
         require_one_shape(modules)
-        _require_equal_attributes(modules)
-        params, buffers = _weights_apart(*stack_module_state(modules))
+        require_equal_attributes(modules)
+        params, buffers = weights_apart(*stack_module_state(modules))
         skeleton = copied(modules[0])
         graph = traced(skeleton)
         return cls(skeleton, params, buffers, graph, layers_of(skeleton, graph), size=len(modules))
@@ -161,77 +167,21 @@ class Network:
             )
 
 
-def copied(module: nn.Module, memo: dict[int, Tensor] | None = None) -> nn.Module:
-    """A deep copy; `memo` gives tensors by their id what stands for them there.
-
-    What a hook computed last, as pruning keeps a weight, is an attribute with a graph, which torch won't copy.
-    ValueError: a module with an attribute that can't be copied.
-    """
-    own = [v for part in module.modules() for name, v in vars(part).items() if name not in _OF_MODULES]
-    computed = [t for t in tree_leaves(own) if isinstance(t, Tensor) and t.grad_fn]
-    try:
-        return copy.deepcopy(module, {id(t): t.detach().clone() for t in computed} | (memo or {}))
-    except Exception as error:  # whatever an attribute of the module's own raises
-        if out_of_memory(error):
-            raise
-        raise ValueError(
-            f"network: it can't be copied ({type(error).__name__}: {first_line(error)}); hold what can't be, as files, "
-            "locks and generators, outside of the module"
-        ) from error
-
-
-def _bare(module: nn.Module, met: dict[int, nn.Module]) -> nn.Module:
-    """The module behind what compiles it or spreads it over devices, with the same tensors; its parts too."""
-    while isinstance(module, _PARALLEL) or "_orig_mod" in module._modules:
-        module = module._orig_mod if "_orig_mod" in module._modules else module.module
-    wrapped = (isinstance(m, _PARALLEL) or "_orig_mod" in m._modules or m._compiled_call_impl for m in module.modules())
-    if not any(wrapped):
-        return module
-    if id(module) not in met:
-        met[id(module)] = bare = copy.copy(module)  # which leaves out what was compiled
-        bare._modules = {n: None if p is None else _bare(p, met) for n, p in module._modules.items()}
-    return met[id(module)]
-
-
-def _require_weights(module: nn.Module) -> None:
-    """Refuse parameters that have no values yet, or complex ones, by name."""
-    for name, p in module.named_parameters():
-        if isinstance(p, nn.parameter.UninitializedTensorMixin):
-            raise ValueError(f"network: {name} has no shape yet; pass a batch through the module once, then measure it")
-        if p.is_complex():
-            raise ValueError(
-                f"network: {name} is complex; hold its real and imaginary parts as the parameter "
-                "(torch.view_as_real), and join them in forward (torch.view_as_complex)"
-            )
-
-
-def _weights_apart(params: Params, buffers: Params) -> tuple[Params, Params]:
-    """Detached, what can be moved, and what stays: the buffers, and parameters of whole numbers."""
-    with torch.inference_mode(False):
-        kept = {name: t.detach().clone() if t.is_inference() else t.detach() for name, t in (buffers | params).items()}
-    weights = {name: kept[name] for name, p in params.items() if p.is_floating_point()}
-    _require_finite(weights)
-    return weights, {name: t for name, t in kept.items() if name not in weights}
-
-
-def aliases(module: nn.Module) -> dict[str, str]:
-    """Every name under which a parameter or buffer is to be found, and the one that `named_parameters` gives it."""
-    own = {id(t): name for name, t in [*module.named_parameters(), *module.named_buffers()]}
-    return {
-        f"{prefix}.{name}".lstrip("."): own[id(tensor)]
-        for prefix, part in module.named_modules()
-        for name, tensor in [*part._parameters.items(), *part._buffers.items()]
-        if tensor is not None
-    }
-
-
 def called(module: nn.Module, names: dict[str, str], tensors: Params, inputs: Tensor) -> Tensor:
     """The module's output with these tensors in place of its own; `names` are its `aliases`.
 
     Left to itself torch.func also ties the names of a layer that stands there twice, and puts its weights back wrong.
     """
     lent = {alias: tensors[name] for alias, name in names.items() if name in tensors}
-    found = functional_call(module, lent, (inputs,), tie_weights=False)
+    try:
+        found = functional_call(module, lent, (inputs,), tie_weights=False)
+    except Exception as error:  # whatever the module's own forward raises
+        if out_of_memory(error) or str(error).startswith("network: "):
+            raise
+        raise ValueError(
+            f"network: its forward pass fails on inputs of shape {tuple(inputs.shape)} and {inputs.dtype} "
+            f"({type(error).__name__}: {first_line(error)}); give inputs that the network takes in batches of any size"
+        ) from error
     if isinstance(found, Tensor) and not found.is_floating_point():
         raise ValueError(f"network: its output is of {found.dtype}; let it return logits, before argmax or rounding")
     if not isinstance(found, Tensor):
@@ -268,20 +218,6 @@ def pulled_back(
         ) from error
 
 
-def require_one_shape(modules: Sequence[nn.Module]) -> None:
-    """Refuse modules that can't be stacked: none at all, or one that differs from the first in a layer or a shape."""
-    if not modules:
-        raise ValueError("modules is empty; a stack needs at least one network")
-    first = layout(modules[0], modules[0].state_dict())
-    for i, module in enumerate(modules):
-        if (shapes := layout(module, module.state_dict())) != first:
-            odd = next(name for name in {**first, **shapes} if first.get(name) != shapes.get(name))
-            raise ValueError(
-                f"modules[{i}] differs from modules[0] in {odd} ({shapes.get(odd)} against {first.get(odd)}); "
-                "a stack holds networks of one shape: stack each shape by itself"
-            )
-
-
 def without_hooks(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """The module's forward pass; of a plain Sequential the layers' own, one after the other.
 
@@ -302,61 +238,6 @@ def without_hooks(module: nn.Module) -> Callable[[Tensor], Tensor]:
 def over_models(values: Tensor, like: Tensor) -> Tensor:
     """One value a model, to be broadcast over a tensor of the stack; a single value as it is."""
     return values.view(-1, *[1] * (like.dim() - 1)) if values.dim() else values
-
-
-def _require_finite(params: Params) -> None:
-    if not params:
-        return
-    finite = torch.stack([p.isfinite().all() for p in params.values()]).tolist()  # the one host read
-    if bad := [name for name, good in zip(params, finite, strict=True) if not good]:
-        raise ValueError(f"network: the weights of {', '.join(bad)} are not finite; measure it before it diverged")
-
-
-def layout(module: nn.Module, tensors: Params) -> dict[str, tuple[int, ...] | str]:
-    """What networks must share to be handled as one: the module's layers, and the shapes of its tensors."""
-    kinds = {f"the module {name!r}": str(m) for name, m in module.named_modules() if not list(m.children())}
-    return kinds | {name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
-
-
-def _require_equal_attributes(modules: Sequence[nn.Module]) -> None:
-    """Refuse networks that differ in more than tensors: a stack would run all of them as the first."""
-    first = _attributes(modules[0])
-    for i, module in enumerate(modules):
-        if (others := _attributes(module)) != first:
-            odd = next(name for name in {**first, **others} if first.get(name) != others.get(name))
-            raise ValueError(
-                f"modules[{i}] differs from modules[0] in {odd}, an attribute that is no parameter or buffer; a stack "
-                "would take that of the first for all: make it a buffer, or measure each network alone"
-            )
-
-
-def _attributes(module: nn.Module) -> dict[str, str]:
-    """What a module holds beside tensors and modules, but for what a hook computes anew."""
-    return {
-        f"{prefix}.{name}".lstrip("."): _described(value)
-        for prefix, part in module.named_modules()
-        for name, value in vars(part).items()
-        if name not in _OF_MODULES and not (isinstance(value, Tensor) and part._forward_pre_hooks)
-    }
-
-
-def _described(value: object) -> str:
-    """An attribute in words that are the same for the same value; of what has no such words its type alone."""
-    if isinstance(value, Tensor):
-        return f"{value.dtype}{value.tolist()}" if value.numel() <= 2**16 else f"{value.dtype}{tuple(value.shape)}"
-    if isinstance(value, str | bytes | int | float | complex | torch.dtype | torch.device | torch.Size | None):
-        return repr(value)
-    if isinstance(value, tuple | list | dict):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return f"{type(value).__name__}{[(key, _described(one)) for key, one in items]}"
-    if (code := getattr(value, "__code__", None)) is not None:  # a function, and what it holds on to
-        held = [_described(cell.cell_contents) for cell in value.__closure__ or () if not _is_module(cell)]
-        return f"{code}{held}{_described(value.__defaults__)}"
-    return getattr(value, "__qualname__", type(value).__qualname__)
-
-
-def _is_module(cell) -> bool:
-    return isinstance(cell.cell_contents, nn.Module)
 
 
 def _dense_stack(steps: list[tuple[str, nn.Module]], params: Params, inputs: Tensor, inputs_of_each: bool) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from genlib.network.normalizations import SimplifiedBatchNorm, SimplifiedLayerNorm
 
@@ -89,7 +90,9 @@ def altered(module: nn.Module) -> str | None:
             return f"{where} has a forward hook"
         if "forward" in vars(part):
             return f"{where} has been given another forward"
-    return None
+        if type(part).__call__ is not nn.Module.__call__:
+            return f"{where} has a __call__ of its own"
+    return "every module has a global forward hook" if _global_forward_hooks or _global_forward_pre_hooks else None
 
 
 def traced(
@@ -198,7 +201,7 @@ def dense_steps(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
         return None
     # Not named_children, which leaves out a layer that it has met before.
     steps = [(name, layer) for name, layer in module._modules.items() if not _changes_nothing(layer)]
-    linear = [layer for _, layer in steps if type(layer) is nn.Linear]
+    linear = [layer.weight for _, layer in steps if type(layer) is nn.Linear]
     dense = all(type(layer) is nn.Linear or type(layer) in ELEMENTWISE for _, layer in steps)
     return steps if dense and len(set(linear)) == len(linear) else None
 

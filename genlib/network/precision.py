@@ -23,12 +23,15 @@ else:
 def full_precision() -> Iterator[None]:
     """No TF32, which keeps 10 bits of float32, in products and convolutions on a GPU; `@full_precision()` decorates.
 
-    Nor the caller's autocast or inference mode, nor functions that torch.compile made: they have no second derivative.
+    Nor the caller's autocast or inference mode, nor functions that torch.compile made, which have no second derivative,
+    nor torch's other way through attention, for passes without a gradient alone, which sets padding to zero.
     """
     before = [getattr(product, _SWITCH) for product in _PRODUCTS]
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
     try:
         for product in _PRODUCTS:
             setattr(product, _SWITCH, _FULL)
+        torch.backends.mha.set_fastpath_enabled(False)
         with ExitStack() as stack:
             if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
@@ -39,6 +42,7 @@ def full_precision() -> Iterator[None]:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
         for product, value in zip(_PRODUCTS, before, strict=True):
             setattr(product, _SWITCH, value)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genlib.estimates import Estimate
 from genlib.network import Network, dense_steps
+from genlib.network.derivatives import require_input_derivatives
 from genlib.network.functional import pulled_back, without_recomputation
 from genlib.network.objective import rademacher, require_finite, seeded_generator
 from genlib.network.precision import full_precision
@@ -125,6 +126,7 @@ def _classes(network: Network, inputs: Tensor, of: tuple[str, ...]) -> int:
         raise ValueError(
             f"network: its output has the shape {tuple(shape)}; it must be [samples, classes], {least} or more classes"
         )
+    require_input_derivatives(network, inputs)
     return shape[-1]
 
 

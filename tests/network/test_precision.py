@@ -95,7 +95,7 @@ def test_the_switches_are_put_back_after_an_error(tf32_on):
         assert not any(tf32())
         raise RuntimeError("no loss")
 
-    with pytest.raises(ValueError, match="^loss fails .*no loss"):
+    with pytest.raises(ValueError, match=r"^loss fails .*no loss"):
         sharpness.expected_sharpness(*CASES["dense"](), scale=0.1, draws=4, loss=failing)
     assert all(tf32())
     with full_precision(), full_precision():

@@ -116,7 +116,7 @@ def test_both_outputs_share_the_passes(monkeypatch):
     monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: calls.append(1) or grad(*args, **kwargs))
     both = jacobian_norms(module, inputs, of=("logits", "probabilities"))
     torch.testing.assert_close(both, single)
-    assert len(calls) == 4  # classes
+    assert len(calls) == 4 + 2  # classes, and the look at the gradient in the inputs
 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 100])
@@ -140,8 +140,8 @@ def test_jacobians_that_exceed_the_limit_are_taken_in_chunks(monkeypatch):
     monkeypatch.setattr("genlib.sensitivity.jacobians._JACOBIAN_BYTES", 3 * 6 * 5 * 4)  # of three samples
     sizes.clear()
     torch.testing.assert_close(jacobian_norms(module, inputs), expected)
-    at_the_door, to_see_the_classes, *chunks = sizes[:4], sizes[4], *sizes[5:]
-    assert at_the_door == [8, 8, 1, 8] and to_see_the_classes == 1
+    at_the_door, to_see_the_classes, at_the_gradient, *chunks = sizes[:4], sizes[4], sizes[5:7], *sizes[7:]
+    assert at_the_door == [8, 8, 1, 8] and to_see_the_classes == 1 and at_the_gradient == [8, 8]
     assert max(chunks) == 3 and sum(chunks) == 20
 
 

@@ -151,7 +151,7 @@ class Merged(nn.Module):
         (models.mlp(4, 3), torch.ones(3, 4).long(), {}, r"^path is of torch\.int64"),
         (models.mlp(4, 3), torch.full((3, 4), torch.nan), {}, "^path is not finite"),
         (models.mlp(4, 3, normalization="batch"), torch.ones(3, 4), {}, "BatchNorm in training mode"),
-        (Merged(), torch.ones(3, 4), {}, "^network: relu sees 8 rows for 4 points"),
+        (Merged(), torch.ones(3, 4), {}, r"^network: its output on 3 samples has the shape \(6, 3\)"),
     ],
 )
 def test_transitions_refuse(module, path, options, message):
