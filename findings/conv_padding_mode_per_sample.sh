@@ -59,7 +59,8 @@ def gauss_newton(net, x):
     jacobian = torch.func.jacrev(lambda w: torch.func.functional_call(net, w, (x,)))(weights)
     jacobian = torch.cat([jacobian[name].flatten(2) for name in weights], 2)
     p = net(x).detach().softmax(1)
-    return torch.einsum("nci,ncd,ndj->ij", jacobian, torch.diag_embed(p) - p[:, :, None] * p[:, None], jacobian) / len(x)
+    of_loss = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    return torch.einsum("nci,ncd,ndj->ij", jacobian, of_loss, jacobian) / len(x)
 
 
 def by_opacus(net, x, **how):
