@@ -11,8 +11,8 @@
 #   gradient is exact; torch.func.grad refuses checkpoints.
 # Why it matters: functional_call is how one evaluates a network elsewhere without touching it: along a direction, at
 #   the ascent step of SAM, in an ensemble, in MAML. Differences of such gradients are a usual way to Hessian-vector
-#   products where memory is short, thus where checkpoints are on: v.Hv comes out as 0.0074 in place of 0.0062 here, at
-#   any step. A test at the network's own weights passes.
+#   products where memory is short, thus where checkpoints are on: v.Hv comes out as 0.0074 in place of 0.0062 here. A
+#   test at the network's own weights passes.
 set -euo pipefail
 export OMP_NUM_THREADS=1
 

@@ -39,9 +39,7 @@ torch.manual_seed(0)
 lengths = torch.tensor([12, 10, 8, 6, 5, 4, 3, 2] * 4)
 words = torch.randint(1, 9, (32, 12)) * (torch.arange(12) < lengths[:, None])
 labels = (lengths > 5).long() ^ (torch.rand(32) < 0.2).long()
-network = nn.Sequential(
-    nn.Embedding(9, 3, padding_idx=0), nn.Flatten(1), nn.Linear(36, 4), nn.Tanh(), nn.Linear(4, 2)
-)
+network = nn.Sequential(nn.Embedding(9, 3, padding_idx=0), nn.Flatten(1), nn.Linear(36, 4), nn.Tanh(), nn.Linear(4, 2))
 optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
 for _ in range(200):
     optimizer.zero_grad()

@@ -7,8 +7,8 @@
 # Seen: for nngeometry and one layer twice the matrix has the right shape, is symmetric and positive, and is 15 % off,
 #   its trace 1.44 in place of 1.53: both places' slopes meet the inputs of the last place. For BackPACK and one weight
 #   in two layers the per-sample gradients are 36 % off, their mean is 38 % away from the .grad beside it, and
-#   DiagGGNExact sums up to 1.39 in place of 1.57: the first place's share is all that is kept. Without reuse both are exact,
-#   and opacus 1.6.0 is so with it. Nothing is raised (BackPACK does for one layer twice).
+#   DiagGGNExact sums up to 1.39 in place of 1.57: the first place's share is all that is kept. Without reuse both are
+#   exact, and opacus 1.6.0 is so with it. Nothing is raised (BackPACK does for one layer twice).
 # Why it matters: tied weights (input and output embedding, recurrent and equilibrium networks, layers shared over
 #   depth) are there to make networks small, and one compares just such networks by their Fisher trace or gradient
 #   noise. Tied or not is then a difference of the measure, not of the networks.
