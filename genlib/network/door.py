@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from genlib.network.errors import first_line, out_of_memory
-from genlib.network.functional import Network, Params
+from genlib.network.functional import Network
 from genlib.network.operations import Rerun, dense_steps
 
 __all__ = ["Entangled", "admitted", "spread"]
@@ -37,13 +37,14 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
         return network
     few = spread(inputs, axis)
     buffers = {name: buffer.clone() for name, buffer in network.buffers.items()}
+    lent = replace(network, params={name: w.clone() for name, w in network.params.items()})
 
-    def outputs(x: Tensor, params: Params = network.params) -> Tensor:
-        return network.apply(params, x, buffers=buffers, inputs_of_each=axis == 1)
+    def outputs(x: Tensor) -> Tensor:
+        return lent.apply(lent.params, x, buffers=buffers, inputs_of_each=axis == 1)
 
-    given, lent = few.clone(), {name: w.clone() for name, w in network.params.items()}
+    given = few.clone()
     with _own_weights_tracked(network.module), torch.enable_grad():
-        first = _computed(lambda x: outputs(x, lent), given, network)
+        first = _computed(outputs, given, network)
         if first.requires_grad:
             raise ValueError(_out_of_sight(network.module, first))
     axis_of_outputs = int(network.size is not None)
@@ -58,10 +59,11 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
         middle = few.shape[axis] // 2  # on which samples before and behind it may tell
         alone = _alone(outputs, few.narrow(axis, middle, 1).clone(), network.module)
         whole = (few[0] if axis == 1 else few), (first if network.size is None else first[0])
-        misread = _misread(network, *whole)
+        misread = _misread(lent, *whole)
     changed = {name: ~_same(buffer, network.buffers[name]) for name, buffer in buffers.items()}
     alike = [_alike(first, again), _alike(first.narrow(axis_of_outputs, middle, 1), alone), _same(given, few)]
-    trained = ~torch.stack([_same(w, lent[name]) for name, w in network.params.items()]).all() if lent else ~alike[0]
+    kept = [_same(w, lent.params[name]) for name, w in network.params.items()]
+    trained = ~torch.stack([*kept, torch.ones_like(misread)]).all()
     del lent
     looks = [*(~one for one in alike), misread, trained, *changed.values()]
     random, entangled, writes, misread, trained, *states = torch.stack(looks).tolist()  # the one host read

@@ -113,7 +113,26 @@ class Objective:
         """
         if self.network.size is not None or self.network.graph is None:
             return 1
-        return max(1, min(self.chunk_size // self.samples, side_by_side(self.network.params)))
+        together = max(1, min(self.chunk_size // self.samples, side_by_side(self.network.params)))
+        return together if together == 1 or self._stackable else 1
+
+    @property
+    def _stackable(self) -> bool:
+        """Whether torch's vmap follows the forward pass; not through recurrent layers, for one. Tried where unknown."""
+        network, passed = self.network, self.network.passed
+        if "vmap" not in passed and "no vmap" not in passed:
+            works = True
+            if any(layer.kind == "unknown" for layer in network.layers):
+                params, buffers = (
+                    {n: torch.stack([t, t]) for n, t in ts.items()} for ts in (network.params, network.buffers)
+                )
+                try:
+                    with torch.no_grad():
+                        replace(network, size=2).apply(params, self.inputs[:1], buffers=buffers)
+                except ValueError:
+                    works = False
+            passed.add("vmap" if works else "no vmap")
+        return "vmap" in passed
 
     def losses(self, logits: Float[Tensor, "*models n classes"], labels: Tensor) -> Float[Tensor, "*models n"]:
         """One loss a sample."""

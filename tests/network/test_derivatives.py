@@ -279,3 +279,32 @@ def test_what_is_not_finite_is_left_to_be_refused_as_such():
     x[0, 0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         curvature.top_eigenvalues(module, x, y, 1)
+
+
+class Standardized(nn.Module):
+    """By statistics of the input that are held fixed."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+
+    def forward(self, x):
+        return self.layers((x - x.mean(1, keepdim=True).detach()) / x.std(1, keepdim=True).detach())
+
+
+@pytest.mark.parametrize("make", [Standardized, lambda: nn.Sequential(Steps(), nn.Linear(6, 3))])
+@pytest.mark.parametrize("kernel", ["jacobian_norms", "mean_squared", "layer_margins", "input_margins"])
+def test_a_gradient_in_the_inputs_that_is_not_that_of_the_outputs_is_refused(make, kernel):
+    kernels = {
+        "jacobian_norms": lambda n, x, y: sensitivity.jacobian_norms(n, x),
+        "mean_squared": lambda n, x, y: sensitivity.mean_squared_jacobian_norm(n, x),
+        "layer_margins": margins.layer_margins,
+        "input_margins": margins.input_margins,
+    }
+    with pytest.raises(ValueError, match=r"^network: its gradient in the inputs isn't that of its outputs"):
+        kernels[kernel](*case(make(), 6))
+
+
+class Steps(nn.Module):
+    def forward(self, x):
+        return Rounded.apply(3 * x)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from kernels import kernels
 from torch import nn
 
-from genlib import measures
+from genlib import measures, sharpness
 from genlib.curvature import gradient_variance, top_eigenvalues, trace
 from genlib.margins import output_margins
 from genlib.measures import Measure, evaluate
@@ -270,3 +270,165 @@ def test_an_infinite_value_is_none_and_has_a_reason(monkeypatch, value, reason):
     monkeypatch.setattr("genlib.measures.evaluation.CATALOGUE", {"endless": endless})
     row = evaluate(Forward().double().eval(), samples()).loc["endless"]
     assert math.isnan(row.value) and row.reason.startswith(reason)
+
+
+class TimeOverBatch(nn.Module):
+    """A recurrent layer that takes the samples for steps of time: the first sees none of the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.LSTM(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.cell(x.unsqueeze(1))[0].squeeze(1))
+
+
+class Hanging(nn.Module):
+    def __init__(self, on):
+        super().__init__()
+        self.head, self.on = nn.Linear(5, 3), on
+
+    def forward(self, x):
+        return self.head(self.on(x))
+
+
+HANGING = {
+    "time over batch": TimeOverBatch,
+    "a sum over those before": lambda: Hanging(lambda x: x.cumsum(0)),
+    "the first": lambda: Hanging(lambda x: x - x[:1]),
+    "the last": lambda: Hanging(lambda x: x * x[-1:]),
+    "those behind": lambda: Hanging(lambda x: x.flip(0).cumsum(0).flip(0)),
+}
+
+
+@pytest.mark.parametrize("name", HANGING)
+def test_a_sample_that_hangs_on_others_is_seen_wherever_they_stand(name):
+    torch.manual_seed(0)
+    x = torch.randn(9, 5)
+    with pytest.raises(Entangled, match="mixes samples"):
+        admitted(Network.of(HANGING[name]()), x, 0)
+
+
+def test_samples_are_looked_at_all_over_the_data():
+    """Those of the second half alone are mixed."""
+    network = Hanging(lambda x: torch.where(x[:, :1] > 5, x - x.mean(0), x))
+    x = torch.cat([torch.zeros(40, 5), torch.full((40, 5), 9.0)])
+    with pytest.raises(Entangled, match="mixes samples"):
+        admitted(Network.of(network), x, 0)
+
+
+class Clamped(nn.Linear):
+    def forward(self, x):
+        self.weight.data.clamp_(-0.1, 0.1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Clamped, lambda *sizes: Renormed()])
+def test_a_forward_pass_that_writes_into_its_weights_is_refused_and_writes_nothing(kind):
+    network = kind(5, 3)
+    x = torch.randint(7, (9, 2)) if isinstance(network, Renormed) else torch.randn(9, 5)
+    kept = {name: p.clone() for name, p in network.named_parameters()}
+    with pytest.raises(ValueError, match=r"^network: its forward pass writes into its own weights"):
+        admitted(Network.of(network), x, 0)
+    assert all(torch.equal(p, kept[name]) for name, p in network.named_parameters())
+
+
+class Renormed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(7, 4, max_norm=0.5), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.words(x).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda y: y.argmax(1), "its output is of torch.int64; let it return logits"),
+        (lambda y: y > 0, "its output is of torch.bool"),
+        (lambda y: y.sum(), r"its output on 8 samples has the shape \(\)"),
+        (lambda y: y[:, 0], r"its output on 8 samples has the shape \(8,\)"),
+        (lambda y: y[:4], r"its output on 8 samples has the shape \(4, 3\)"),
+        (lambda y: y.unsqueeze(1), r"its output on 8 samples has the shape \(8, 1, 3\); .*take one position"),
+        (lambda y: torch.complex(y, y), "its output is of torch.complex"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_refused(output, message):
+    network = Hanging(lambda x: x)
+    network.head = nn.Sequential(nn.Linear(5, 3), Applied(output))
+    with pytest.raises(ValueError, match=f"^network: {message}"):
+        admitted(Network.of(network), torch.randn(9, 5), 0)
+
+
+class Applied(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("odd", [None, torch.relu, {"weight": torch.ones(3)}, [nn.Linear(5, 3)], "network", nn.Linear])
+def test_what_is_no_network_is_refused_by_its_argument(odd, unchecked):
+    data = torch.randn(9, 5), torch.randint(3, (9,))
+    with pytest.raises(ValueError, match=r"^network is a \w+; give the torch.nn.Module itself"):
+        evaluate(odd, data, names=["l2"])
+    if odd is not None:
+        with pytest.raises(ValueError, match=r"^initial is a \w+; give"):
+            evaluate(nn.Linear(5, 3), data, initial=odd, names=["l2"])
+
+
+def test_a_stack_of_networks_that_differ_in_an_attribute_is_refused():
+    def cooled(by):
+        network = Hanging(lambda x: x / by)
+        return network
+
+    with pytest.raises(ValueError, match=r"^modules\[1\] differs from modules\[0\] in on, an attribute"):
+        Network.stack([cooled(1.0), cooled(2.0)])
+    assert Network.stack([cooled(2.0), cooled(2.0)]).size == 2
+
+
+def test_an_error_beyond_the_first_samples_is_one_of_the_network():
+    words = torch.zeros(50, 2, dtype=torch.long)
+    words[1] = 99  # none of those that are looked at
+    network = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(8, 3))
+    table = evaluate(network, (words, torch.randint(3, (50,))), names=["l2", "cross_entropy", "sam_sharpness"])
+    assert (
+        table["reason"].iloc[0] == ""
+        and table["reason"].iloc[1:].str.startswith("network: its forward pass fails").all()
+    )
+
+
+def test_attention_is_one_function_with_and_without_gradients():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+            self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = x.view(len(x), 3, 4)
+            return self.head(self.encoder(x, src_key_padding_mask=x[..., 0] > 0.5).mean(1))
+
+    torch.manual_seed(0)
+    network, x, y = Masked().double().eval(), torch.randn(9, 12).double(), torch.randint(3, (9,))
+    loss = nn.functional.cross_entropy(network(x), y)  # with a graph
+    table = evaluate(network, (x, y), names=["cross_entropy"])
+    torch.testing.assert_close(table.loc["cross_entropy", "value"], loss.item())
+
+
+def test_draws_of_recurrent_networks_pass_one_by_one():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = nn.GRU(5, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.cell(x.unsqueeze(1))[0][:, 0])
+
+    torch.manual_seed(0)
+    case = Recurrent(), torch.randn(9, 5), torch.randint(3, (9,))
+    found = [sharpness.expected_sharpness(*case, scale=0.1, draws=4, chunk_size=n).value for n in (3, 1000)]
+    torch.testing.assert_close(*found)
