@@ -101,7 +101,7 @@ def require_derivatives(objective: Objective, *, twice: bool) -> None:
     if slope:
         raise ValueError(
             "network: its gradient isn't that of its loss; take detach, no_grad, rounding and own backward functions "
-            "out of its forward pass, give checkpoint use_reentrant=False, and an Embedding padding_idx=None"
+            "out of its forward pass, call module.eval() where it keeps a state, and give an Embedding padding_idx=None"
         )
     raise ValueError(f"network: torch's second derivative of its loss is wrong or incomplete; {_MEND}")
 
@@ -155,9 +155,9 @@ def _apart_along_inputs(network: Network, x: Tensor, seed: int, look: _Look) -> 
 
 
 def square(logits: Tensor, labels: Tensor) -> Float[Tensor, " n"]:
-    """Σ_c f_c cos c + f_c²/2: no constant, and every logit counts differently."""
-    weights = torch.arange(1, logits.shape[-1] + 1, device=logits.device, dtype=logits.dtype).cos()
-    return (logits * weights + logits.square() / 2).sum(-1)
+    """½ Σ_c (f_c + 2 + cos c)²: every logit counts differently, and no term cancels another."""
+    offsets = 2 + torch.arange(1, logits.shape[-1] + 1, device=logits.device, dtype=logits.dtype).cos()
+    return (logits + offsets).square().sum(-1) / 2
 
 
 class _Directions(NamedTuple):
@@ -189,8 +189,8 @@ def _disagreements(
     """Whether ∂φ/∂t is not the slope of φ, whether ∂²φ/∂s∂t is not ∂²φ/∂t∂s or the slope of ∂φ/∂s, and whether
     something in φ is rounded to float32."""
     dtype = torch.float64 if look is _FINE else next(iter(objective.network.params.values())).dtype
-    network = replace(objective.network, buffers={n: _to(b, dtype) for n, b in objective.network.buffers.items()})
-    objective = replace(objective, network=network, inputs=_to(objective.inputs, dtype))
+    network = objective.network
+    objective = replace(objective, inputs=_to(objective.inputs, dtype))
 
     rounds = False
 
@@ -201,7 +201,8 @@ def _disagreements(
         nonlocal rounds
         with torch.enable_grad(), twice_differentiable() as composed, without_recomputation():
             moved = {name: directions[name].moved(_to(w, dtype), s, t) for name, w in network.params.items()}
-            loss = with_slope(objective(moved))
+            state = {name: _to(buffer, dtype, copy=True) for name, buffer in network.buffers.items()}
+            loss = with_slope(replace(objective, network=replace(network, buffers=state))(moved))
             del moved
         rounds |= composed.rounds
         found = torch.autograd.grad(loss, (s, t), create_graph=create_graph, materialize_grads=True)
@@ -251,5 +252,5 @@ def _apart(values: list[Tensor], tolerance: float, floor: Tensor) -> Bool[Tensor
     return (spread > tolerance * values.abs().amax() + floor) & values.isfinite().all()
 
 
-def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def _to(tensor: Tensor, dtype: torch.dtype, *, copy: bool = False) -> Tensor:
+    return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=copy)

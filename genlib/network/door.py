@@ -37,10 +37,10 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
         return network
     few = spread(inputs, axis)
     buffers = {name: buffer.clone() for name, buffer in network.buffers.items()}
-    lent = replace(network, params={name: w.clone() for name, w in network.params.items()})
+    lent = replace(network, params={name: w.clone() for name, w in network.params.items()}, buffers=buffers)
 
     def outputs(x: Tensor) -> Tensor:
-        return lent.apply(lent.params, x, buffers=buffers, inputs_of_each=axis == 1)
+        return lent.apply(lent.params, x, inputs_of_each=axis == 1)
 
     given = few.clone()
     with _own_weights_tracked(network.module), torch.enable_grad():
@@ -59,7 +59,7 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
         middle = few.shape[axis] // 2  # on which samples before and behind it may tell
         alone = _alone(outputs, few.narrow(axis, middle, 1).clone(), network.module)
         whole = (few[0] if axis == 1 else few), (first if network.size is None else first[0])
-        misread = _misread(lent, *whole)
+        misread = _misread(_with_own_state(lent), *whole)
     changed = {name: ~_same(buffer, network.buffers[name]) for name, buffer in buffers.items()}
     alike = [_alike(first, again), _alike(first.narrow(axis_of_outputs, middle, 1), alone), _same(given, few)]
     kept = [_same(w, lent.params[name]) for name, w in network.params.items()]
@@ -79,22 +79,27 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
             "measuring, or keep the state as it is"
         )
     if random:
+        where = _where_it_draws(_with_own_state(network), few)
         raise ValueError(
-            f"network: {_where_it_draws(network, few)} draws random numbers, so that a sample gives another output "
-            "each time; call module.eval() before measuring, or set its probability to 0"
+            f"network: {where} draws random numbers, so that a sample gives another output each time; call "
+            "module.eval() before measuring, or set its probability to 0"
         )
     if entangled:
         raise Entangled(_entangled(network.module))
     if moved:
         warnings.warn(f"network: its forward pass changes {', '.join(moved)}; a copy is measured", stacklevel=2)
-        network = replace(network, buffers={name: buffer.clone() for name, buffer in network.buffers.items()})
+        network = _with_own_state(network)
     if misread:
         network = replace(network, graph=None, layers=())
-    ran = _run(network, whole[0]) if network.graph is None else None
+    ran = _run(_with_own_state(network), whole[0]) if network.graph is None else None
     if writes or wrote or moved or misread or ran:  # another network: who holds the first one passes it again
         return replace(network, passed={"door"}, writes_inputs=writes or wrote, ran=ran)
     network.passed.add("door")
     return network
+
+
+def _with_own_state(network: Network) -> Network:
+    return replace(network, buffers={name: buffer.clone() for name, buffer in network.buffers.items()})
 
 
 def _misread(network: Network, x: Tensor, outputs: Tensor) -> Tensor:

@@ -308,3 +308,14 @@ def test_a_gradient_in_the_inputs_that_is_not_that_of_the_outputs_is_refused(mak
 class Steps(nn.Module):
     def forward(self, x):
         return Rounded.apply(3 * x)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1e6])
+def test_a_network_that_hardly_hangs_on_its_inputs_or_weights_passes(scale):
+    """The difference of two almost equal losses is noise."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    network[0].weight.data *= scale
+    network, x, y = case(network, 6)
+    assert sensitivity.jacobian_norms(network, x).isfinite().all()
+    assert curvature.top_eigenvalues(network, x, y, 1).values.isfinite().all()
