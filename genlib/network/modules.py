@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from genlib.network.errors import first_line, out_of_memory
 
@@ -131,9 +131,14 @@ def require_equal_attributes(modules: Sequence[nn.Module]) -> None:
 
 
 def _attributes(module: nn.Module) -> dict[str, str]:
-    """What a module holds beside tensors and modules, but for what a hook computes anew."""
+    """What a module holds beside its weights, buffers and modules, but for what a hook computes anew."""
+    own = {id(tensor) for tensor in [*module.parameters(), *module.buffers()]}
+
+    def other(value: object) -> object:
+        return type(value) if id(value) in own else value
+
     return {
-        f"{prefix}.{name}".lstrip("."): _described(value)
+        f"{prefix}.{name}".lstrip("."): _described(tree_map(other, value))
         for prefix, part in module.named_modules()
         for name, value in vars(part).items()
         if name not in _OF_MODULES and not (isinstance(value, Tensor) and part._forward_pre_hooks)

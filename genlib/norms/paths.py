@@ -204,7 +204,8 @@ class PathSum(fx.Interpreter):
         alive = {node: value for node, value in self.env.items() if node not in dying}
         tensors = [value for value in tree_leaves(list(alive.values())) if isinstance(value, Tensor)]
         tops = [y.amax().double().log() + log, *(value.amax().double().log() for value in tensors), *peaks]
-        peak = torch.stack(tops).amax().clamp(min=torch.finfo(torch.float64).min)  # of zeros it is -inf
+        peak = torch.stack(tops).amax()
+        peak = torch.where(peak == -torch.inf, 0.0, peak)  # of zeros alone
         for node, value in alive.items():
             self.env[node] = tree_map_only(Tensor, lambda v: v * (-peak).exp().to(v.dtype), value)
         self.log = self.log + peak

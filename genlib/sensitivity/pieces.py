@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, fx, nn
 
 from genlib.network import Network
+from genlib.network.operations import Rerun
 
 __all__ = ["flips_along", "kinks", "require_pieces"]
 
@@ -77,7 +78,7 @@ def flips_along(network: Network, module: nn.Module, points: Tensor) -> Int[Tens
     return walk.flips
 
 
-class _Walk(fx.Interpreter):
+class _Walk(Rerun):
     """A forward pass along paths that counts the units whose piece changes from one point to the next."""
 
     def __init__(self, module: nn.Module, graph: fx.Graph, points: Tensor):

@@ -432,3 +432,18 @@ def test_draws_of_recurrent_networks_pass_one_by_one():
     case = Recurrent(), torch.randn(9, 5), torch.randint(3, (9,))
     found = [sharpness.expected_sharpness(*case, scale=0.1, draws=4, chunk_size=n).value for n in (3, 1000)]
     torch.testing.assert_close(*found)
+
+
+def test_an_attribute_that_holds_a_networks_own_weights_is_no_difference():
+    class Listing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+            self.weights = [self.layer.weight]
+
+        def forward(self, x):
+            return self.layer(x)
+
+    torch.manual_seed(0)
+    for kind in (Listing, lambda: nn.GRU(5, 4)):
+        assert Network.stack([kind(), kind()]).size == 2

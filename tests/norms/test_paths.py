@@ -302,3 +302,12 @@ def test_an_error_of_torch_names_the_operation_at_which_the_shape_does_not_fit()
     for function in (lambda x: x.view(7, 9), lambda x: x.flatten(1, 9), lambda x: x.sum(axis=(5,)), lambda x: x[0, 9]):
         with pytest.raises(ValueError, match=r"^input_shape \(2, 5, 4\) does not fit the network at \w+: "):
             norms.path_norm(drawn(Between(function, 48)), input_shape=(2, 5, 4))
+
+
+def test_of_weights_that_are_all_zero_no_path_is_left():
+    network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    for p in network.parameters():
+        nn.init.zeros_(p)
+    assert norms.path_norm(network, input_shape=(4,)).item() == 0
+    nn.init.ones_(network[4].bias)
+    assert norms.path_norm(network, input_shape=(4,)).item() == 2

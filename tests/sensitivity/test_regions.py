@@ -244,3 +244,17 @@ def test_breakpoints_of_single_precision_are_float64_and_touch_nothing():
 def test_breakpoints_refuse(module, start, end, message):
     with pytest.raises(ValueError, match=message):
         breakpoints(module, start, end)
+
+
+def test_a_constant_made_in_the_forward_pass_changes_no_transition():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 7)
+
+        def forward(self, x):
+            return torch.relu(self.layer(nn.functional.linear(x, torch.eye(4))))
+
+    network, path = Turned(), torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    plain = nn.Sequential(network.layer, nn.ReLU())
+    assert torch.equal(transitions(network, path), transitions(plain, path)) and transitions(plain, path).sum() > 0
