@@ -146,6 +146,8 @@ ROWS = (
         "jiang2020", _DATA, 3, (UNITS,), lambda s: s.gradient_variance),
     ("first_gradient_variance", r"\operatorname{Var}\nabla\ell", r"\text{the same after the first epoch}",
         "jiang2020", ("data", "first_epoch"), 3, INVARIANCES, lambda s: s.first_gradient_variance),
+    ("fisher_rao", r"\|w\|_{\mathrm{fr}}^2", r"\tfrac1m\sum_j\langle w,\nabla_w\ell_j\rangle^2",
+        "liang2019", _DATA, 5, _FUNCTION, lambda s: s.fisher_rao),
     ("keskar_sharpness", r"\phi",
         r"100\,\frac{\max_\nu\hat L(w+\nu)-\hat L(w)}{1+\hat L(w)},\ |\nu_i|\le5\cdot10^{-4}(|w_i|+1)",
         "keskar2017", _DATA, 61, (UNITS,), lambda s: s.keskar().value),

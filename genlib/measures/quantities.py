@@ -12,9 +12,10 @@ from torch import Tensor
 from genlib import margins, norms, sensitivity
 from genlib.estimates import Estimate
 from genlib.network import Network, Params
+from genlib.network.derivatives import require_derivatives, twice_differentiable
 from genlib.network.door import Entangled
 from genlib.network.losses import sample_losses
-from genlib.network.objective import Objective, require_finite, seeded_generator, start_of
+from genlib.network.objective import Objective, require_finite, seeded_generator, start_of, with_slope
 from genlib.network.precision import upcast_network
 from genlib.train import Run
 
@@ -236,6 +237,30 @@ class Quantities:
         logits = F.pad(self.logits, (1, 0)) if self.objective.outputs == 1 else self.logits
         log_p = logits.log_softmax(-1)
         return (log_p.exp() * log_p).sum(-1).mean()
+
+    # How its losses change when all weights grow by one factor
+
+    @quantity
+    def fisher_rao(self) -> Float[Tensor, ""]:
+        """(1/m) Σ_j ⟨w, ∇_w ℓ_j⟩², the square of the Fisher–Rao norm (Liang et al. 2019).
+
+        Σ_j c_j ℓ_j is differentiated in w, and its product with w in c: no sample's own gradient is formed. Cost: a
+        forward pass, a backward one, and one back through that. Memory: the graph of both for a chunk.
+        """
+        require_derivatives(self.objective, twice=True)
+        leaves = {name: w.detach().requires_grad_() for name, w in self.weights.items()}
+        square = self.number(0)
+        for inputs, labels in self.objective.batches:
+            with torch.enable_grad(), twice_differentiable():
+                losses = self.objective.losses(self.network.apply(leaves, inputs), labels)
+                c = torch.ones_like(losses, requires_grad=True)
+                loss = with_slope((c * losses).sum())
+                gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, materialize_grads=True)
+                along = sum((w.detach() * g).sum() for w, g in zip(leaves.values(), gradient, strict=True))
+            (of_each,) = torch.autograd.grad(along, c)
+            square = square + of_each.double().square().sum() / self.samples
+        self.passes += 5
+        return require_finite(square, "Fisher-Rao norm")
 
     # How it hangs on the inputs
 

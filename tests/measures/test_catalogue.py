@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from measures_cases import CLIMBED, DRAWN, OF_THE_RUN, SEARCHED, SPECTRAL, hessian, loss_at
+from measures_cases import CLIMBED, DRAWN, OF_THE_RUN, SEARCHED, SPECTRAL, dense, hessian, loss_at
 from torch import nn
 
-from genlib.measures import CATALOGUE
+from genlib.measures import CATALOGUE, evaluate
 
 
 def paths(network, p):
@@ -101,17 +101,27 @@ def by_brute_force(network, initial, inputs, labels):
         "hessian_trace": np.trace(hessian(network, inputs, labels)),
         "gradient_variance": gradient_variance(network, inputs, labels),
         "first_gradient_variance": gradient_variance(initial, inputs, labels),
+        "fisher_rao": fisher_rao(network, inputs, labels),
         "sam_sharpness": sam(network, inputs, labels),
     }
 
 
-def gradient_variance(network, inputs, labels):
+def sample_gradients(network, inputs, labels):
     w = nn.utils.parameters_to_vector(network.parameters()).detach()
     gradients = [
         torch.autograd.functional.jacobian(lambda v, x=x, y=y: loss_at(network, v, x, y), w)
         for x, y in zip(inputs.split(1), labels.split(1), strict=True)
     ]
-    return np.var(torch.stack(gradients).numpy(), axis=0).sum()
+    return torch.stack(gradients).numpy()
+
+
+def gradient_variance(network, inputs, labels):
+    return np.var(sample_gradients(network, inputs, labels), axis=0).sum()
+
+
+def fisher_rao(network, inputs, labels):
+    w = nn.utils.parameters_to_vector(network.parameters()).detach().numpy()
+    return np.square(sample_gradients(network, inputs, labels) @ w).mean()
 
 
 def sam(network, inputs, labels):
@@ -128,6 +138,23 @@ def test_every_exact_row_equals_its_twin(measured):
     found = table.loc[list(twin), "value"]
     np.testing.assert_allclose(found, list(twin.values()), rtol=1e-9)
     assert (table.loc[list(twin), "standard_error"] == 0).all()
+
+
+def test_the_fisher_rao_norm_without_biases_is_what_its_layers_make_of_the_outputs():
+    # (L+1)² mean ⟨∂ℓ/∂f, f⟩² for L hidden layers of ReLU (Liang et al. 2019), and ∂ℓ/∂f = p − y.
+    generator = torch.Generator().manual_seed(0)
+    for depth in (1, 2, 3):
+        network = dense((5, *[6] * depth, 3), seed=depth)
+        with torch.no_grad():
+            for layer in network[::2]:
+                layer.bias.zero_()
+        inputs = torch.randn(40, 5, generator=generator, dtype=torch.float64)
+        labels = torch.randint(3, (40,), generator=generator)
+        logits = network(inputs).detach()
+        slopes = logits.softmax(1) - nn.functional.one_hot(labels, 3)
+        expected = (depth + 1) ** 2 * (slopes * logits).sum(1).square().mean()
+        found = evaluate(network, (inputs, labels), names="fisher_rao").loc["fisher_rao", "value"]
+        assert found == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_the_catalogue_is_described():
