@@ -20,6 +20,7 @@ INVARIANCES = {
     "permutation": "order",
 }
 NEEDS = {"initial": "start", "first_epoch": "first epoch"}
+ROWS = {"exp C": r"e^C", "ln C": r"\ln C"}
 RANKED = "07_predicting_generalization"  # the chapter that ranks them
 
 
@@ -50,12 +51,21 @@ def _measure_row(measure: Measure) -> dict[str, str]:
         "costs": f"{measure.passes:g}",
         "needs": ", ".join(needs),
         "blind to": ", ".join(INVARIANCES[kind] for kind in measure.invariances),
+        "adjusted": _adjusted(ranking.adjustment(measure.name)),
     }
     said = "; ".join(f"{what} {text}" for what, text in remarks.items() if text)
     return {
         "Measure": f"`{measure.name}`<br>{{cite:t}}`{measure.citation}`",
         "What it is, and what it takes": f"{words_outside(formula)}<br>{said}",
     }
+
+
+def _adjusted(found: ranking.Adjustment) -> str:
+    """The form that is adjusted for the number of samples, and what sets the row apart from it, or why there is none."""
+    if not found.symbol:
+        return f"not at all, for it is {found.reason}" if found.reason.startswith("not") else f"not at all: {found.reason}"
+    row = f", the row being ${_without_bars(ROWS[found.form])}$" if found.form in ROWS else ""
+    return f"${found.symbol}${row}" + (f" ({_without_bars(found.difference)})" if found.difference else "")
 
 
 def cheat_sheet(chapters: Path) -> str:

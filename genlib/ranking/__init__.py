@@ -1,21 +1,27 @@
 """Which measures rank networks as their gaps do? Explained in chapter 7, "Predicting generalization".
 
-Over all pairs, along each axis, given axes, in every environment.
+Over all pairs, along each axis, given axes, in every environment, and by what a choice costs.
 """
 
+from genlib.ranking.adjustments import Adjustment, adjusted, adjustment
 from genlib.ranking.correlations import Kendall, granulated_kendall, kendall, pooled_kendall
 from genlib.ranking.information import conditional_mutual_information
 from genlib.ranking.rankings import Ranking
 from genlib.ranking.robustness import environments, resolvable_difference, sign_errors
+from genlib.ranking.selection import regret
 
 __all__ = [
+    "Adjustment",
     "Kendall",
     "Ranking",
+    "adjusted",
+    "adjustment",
     "conditional_mutual_information",
     "environments",
     "granulated_kendall",
     "kendall",
     "pooled_kendall",
+    "regret",
     "resolvable_difference",
     "sign_errors",
 ]
