@@ -19,7 +19,8 @@ from genlib import measures
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 SOURCES = sorted((ROOT / "genlib").rglob("*.py"))
-IN_CHAPTERS = ("__init__", "claims", "plots", "records")  # of genlib.book: these need no extra
+# Of genlib.book, these need no extra.
+IN_CHAPTERS = ("__init__", "claims", "criteria", "inference", "parts", "plots", "records", "sentences")
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 NOTEBOOK_ONLY = {"IPython", "matplotlib_inline"}  # imported where a notebook asks for it, which has it
 OPTIONAL = {"distributed"}  # of the extra [cluster]

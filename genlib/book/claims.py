@@ -1,109 +1,105 @@
-"""Claims of the papers: a criterion fixed before the run, one effect a seed, a verdict, and the committed record."""
+"""Claims of the papers: parts with a criterion fixed before the run, a verdict on each, and the committed record."""
 
 import json
 import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from genlib import scale
-from genlib.estimates import interval
+from genlib.book import inference
+from genlib.book.criteria import Criterion, value
+from genlib.book.parts import Effect, Part, ours, paper, shown
+from genlib.book.sentences import figures
 
-__all__ = ["VERDICTS", "Claim", "Claims", "Effect", "records"]
+__all__ = ["PLACE", "Claim", "Claims", "Part", "ours", "paper", "records", "shown"]
 
-VERDICTS = ("reproduced", "partly", "not at this scale", "contradicted")
-_COLUMNS = ("claim", "part", "effect", "95 % interval", "seeds", "verdict", "of the claim")
-
-
-@dataclass(frozen=True)
-class Effect:
-    """One effect a seed, positive in the claimed direction, with the 95 % interval of its mean and a verdict.
-
-    mean ± t₀.₉₇₅(n-1) · s/√n over n seeds. The interval beyond zero in the claimed direction: `reproduced`; beyond zero
-    the other way: `contradicted`; covering zero: `not at this scale`.
-    """
-
-    name: str
-    values: tuple[float, ...]
-
-    def __post_init__(self):
-        if len(self.values) < 3 and not scale.dry_run():
-            raise ValueError(f"{self.name}: {len(self.values)} effects; a verdict takes at least 3 seeds")
-        if bad := [value for value in self.values if not math.isfinite(value)]:
-            raise ValueError(
-                f"{self.name}: {len(bad)} of {len(self.values)} effects are not finite; a claim needs numbers"
-            )
-
-    @property
-    def mean(self) -> float:
-        """The mean over seeds."""
-        return float(np.mean(self.values))
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the mean."""
-        return interval(self.values)
-
-    @property
-    def verdict(self) -> str:
-        """`reproduced`, `contradicted` or `not at this scale`."""
-        low, high = self.interval
-        return "reproduced" if low > 0 else "contradicted" if high < 0 else "not at this scale"
+PLACE = re.compile(
+    r"\b(Section|Theorem|Proposition|Lemma|Corollary|Figure|Table|Equation|Appendix)s? [A-Z]?\.?\d"
+    r"|\bAppendix [A-Z]|\bIntroduction\b"
+)
+FALSE_ALARMS = 1e-3  # of all verdicts of a chapter together
+_COLUMNS = (
+    "claim",
+    "part",
+    "whose",
+    "effect",
+    "95 % interval",
+    "smallest of interest",
+    "power",
+    "verdict",
+    "of the claim",
+)
 
 
 @dataclass
 class Claim:
-    """What a paper says, where, and the criterion that decides it here: stated before the experiment is run.
-
-    `criterion` is one sentence, or one a sub-claim: {name: sentence}. An effect is positive in the claimed direction.
-    """
+    """What a paper says, where, and the parts that decide it here: stated before the experiment is run."""
 
     id: str
     statement: str
     source: str
-    criterion: str | Mapping[str, str]
-    effects: list[Effect] = field(default_factory=list)
-    seeds: tuple[int, ...] = ()
+    recalled: bool
+    parts: Mapping[str, Part]
+    seeds: tuple[int, ...]
+    effects: dict[str, Effect] = field(default_factory=dict)
     figure: str | None = None
 
     def decide(
         self,
-        effects: Sequence[float] | Mapping[str, Sequence[float]],
+        measured: Sequence[float] | Criterion | Mapping[str, Sequence[float] | Criterion],
         *,
-        seeds: Sequence[int],
         figure: str | None = None,
     ) -> str:
-        """The verdict on one effect a seed (a mapping of them where the criterion lists sub-claims).
+        """The verdict on what was measured of each part: a criterion, or its effects, one a seed in their order.
 
-        Sub-claims that agree give their verdict, others `partly`. Raises ValueError where names don't match the
-        criterion, a seed lacks its effect, or an effect isn't finite.
+        Raises ValueError where names don't match the parts, a seed has no effect, or an effect isn't finite; and
+        AssertionError where a part that is to hold by a theorem doesn't.
         """
-        listed = {self.id: self.criterion} if isinstance(self.criterion, str) else self.criterion
-        measured = effects if isinstance(effects, Mapping) else {self.id: effects}
-        if set(measured) != set(listed):
-            raise ValueError(f"{self.id}: effects are named {sorted(measured)}, the criterion {sorted(listed)}")
-        for name, values in measured.items():
-            if len(values) != len(seeds):
-                raise ValueError(f"{self.id}, {name}: {len(values)} effects for {len(seeds)} seeds; give one a seed")
-        self.effects = [Effect(name, tuple(float(v) for v in measured[name])) for name in listed]
-        self.seeds, self.figure = tuple(seeds), figure
+        if not isinstance(measured, Mapping):
+            measured = {self.id: measured}
+        if set(measured) != set(self.parts):
+            raise ValueError(f"{self.id}: effects are named {sorted(measured)}, the parts {sorted(self.parts)}")
+        self.effects = {name: self._effect(name, measured[name]) for name in self.parts}
+        self.figure = figure
         return self.verdict
+
+    def _effect(self, name: str, measured: Sequence[float] | Criterion) -> Effect:
+        if isinstance(measured, pd.Series) and set(measured.index) >= set(self.seeds):
+            measured = measured.loc[list(self.seeds)]
+        of = measured if isinstance(measured, Criterion) else value(measured)
+        values = tuple(map(float, of.effects))
+        if len(values) != len(self.seeds):
+            raise ValueError(
+                f"{self.id}, {name}: {len(values)} effects for {len(self.seeds)} seeds; no seed may be left out, and "
+                "what its networks count as that did not converge is to be stated beforehand"
+            )
+        if bad := [each for each in values if not math.isfinite(each)]:
+            raise ValueError(f"{self.id}, {name}: {len(bad)} of {len(values)} effects are not finite")
+        effect = Effect(self.parts[name], values, of)
+        if effect.part.shown and not scale.dry_run() and min(values) <= 0:
+            raise AssertionError(
+                f"{self.id}, {name}: holds by a theorem, and the smallest of its effects is {min(values):.3g}"
+            )
+        return effect
 
     @property
     def verdict(self) -> str:
-        """One of the four verdicts, or `open` before it was decided."""
-        verdicts = {effect.verdict for effect in self.effects}
-        return "open" if not verdicts else verdicts.pop() if len(verdicts) == 1 else "partly"
+        """`reproduced` where all parts of the paper are, `partly` where some are, else what they are, each once.
+
+        Parts that are `shown` don't count, unless there is no other: `shown`; nor do our questions: `our question`.
+        `undecided` before it was decided.
+        """
+        return of_claim({name: (effect.part.whose, effect.verdict) for name, effect in self.effects.items()})
 
     def _repr_markdown_(self) -> str:
-        listed = {"": self.criterion} if isinstance(self.criterion, str) else self.criterion
-        parts = [f"*{name}*: {sentence}" if name else sentence for name, sentence in listed.items()]
-        return f"**Claim `{self.id}`** ({self.source}). {self.statement}\n\n**Criterion.** " + "; ".join(parts) + "."
+        where = f"{self.source}, recalled" if self.recalled else self.source
+        parts = "\n".join(f"- {part.described('' if name == self.id else name)}" for name, part in self.parts.items())
+        return f"**Claim `{self.id}`** ({where}). {self.statement}\n\nDecided on {len(self.seeds)} seeds:\n\n{parts}"
 
     def entry(self) -> dict:
         """What the record keeps of this claim."""
@@ -111,30 +107,52 @@ class Claim:
             "id": self.id,
             "statement": self.statement,
             "source": self.source,
-            "criterion": self.criterion if isinstance(self.criterion, str) else dict(self.criterion),
-            "measured": {effect.name: round(effect.mean, 6) for effect in self.effects},
-            "interval": {effect.name: [round(bound, 6) for bound in effect.interval] for effect in self.effects},
-            "verdicts": {effect.name: effect.verdict for effect in self.effects},
+            "recalled": self.recalled,
             "seeds": list(self.seeds),
             "verdict": self.verdict,
             "figure": self.figure,
+            "parts": {name: _entry(effect) for name, effect in self.effects.items()},
         }
 
 
 class Claims:
-    """The claims of one chapter, and their committed record `<folder>/<chapter>.<scale>.json`."""
+    """The claims of one chapter, and their committed record `<folder>/<chapter>.<scale>.json`.
+
+    `unmet` lists the sentences of the text that these seeds contradict.
+    """
 
     def __init__(self, chapter: str, *, folder: str | Path = "claims"):
         self.chapter = chapter
         self.path = Path(folder) / f"{chapter}.{scale.scale()}.json"
         self.claims: dict[str, Claim] = {}
+        self.unmet: list[str] = []
         self.started = time.perf_counter()
 
-    def state(self, id: str, statement: str, *, source: str, criterion: str | Mapping[str, str]) -> Claim:
-        """State a claim and its criterion, before its experiment."""
+    def state(
+        self,
+        id: str,
+        statement: str,
+        *,
+        source: str,
+        parts: Part | Mapping[str, Part],
+        seeds: Sequence[int],
+        recalled: bool = False,
+    ) -> Claim:
+        """State a claim and its parts before their experiment, and the seeds that decide it: `scale.seeds(count)`.
+
+        `source` names a section, theorem, figure or table of the paper, and `recalled` says that the paper was not at
+        hand. A claim of a single part needs no name for it.
+        """
         if id in self.claims:
             raise ValueError(f"{id} is stated already; a criterion does not change once it is fixed")
-        self.claims[id] = Claim(id, statement, source, criterion)
+        if not PLACE.search(source):
+            raise ValueError(f"{id}: source is {source!r}; name the section, theorem, figure or table")
+        if list(seeds) != scale.seeds(len(seeds)) or (len(seeds) < 3 and not scale.dry_run()):
+            raise ValueError(
+                f"{id}: seeds are {list(seeds)}; give scale.seeds(count) of at least 3, and leave none out"
+            )
+        parts = {id: parts} if isinstance(parts, Part) else dict(parts)
+        self.claims[id] = Claim(id, statement, source, recalled, parts, tuple(seeds))
         return self.claims[id]
 
     def __getitem__(self, id: str) -> Claim:
@@ -142,35 +160,46 @@ class Claims:
         return self.claims[id]
 
     def guard(self, holds: bool, sentence: str) -> None:
-        """Fail where a sentence of the text does not hold in this run. It decides no claim; a dry run passes it."""
-        if not scale.dry_run() and not holds:
-            raise AssertionError(f"{self.chapter}: the text says that {sentence}; this run says otherwise")
+        """Say where a sentence of the text does not hold in this run; `check` lists them, with their figures.
+
+        The text is about the seeds that the published pages show, those of block 0: there it raises AssertionError. It
+        decides no claim; a dry run passes it.
+        """
+        if holds or scale.dry_run():
+            return
+        said = f"{sentence}{figures()}"
+        if scale.seed_block() == 0:
+            raise AssertionError(f"{self.chapter}: the text says that {said}; this run says otherwise")
+        self.unmet.append(said)
 
     def table(self, *ids: str) -> pd.DataFrame:
-        """One row a claim or sub-claim of these (default: all): its effect, the interval over seeds, the verdict."""
+        """One row a part of these claims (default: all): effect, interval, smallest effect of interest, verdicts."""
         rows = [
             {
                 "claim": claim.id,
-                "part": "" if effect.name == claim.id else effect.name,
+                "part": "" if name == claim.id else name,
+                "whose": "our question" if effect.part.whose == "ours" else "the paper's",
                 "effect": f"{effect.mean:.2g}",
                 "95 % interval": "{:.2g}\u00a0…\u00a0{:.2g}".format(*effect.interval),
-                "seeds": len(effect.values),
-                "verdict": effect.verdict,
+                "smallest of interest": "" if effect.part.shown else f"{effect.part.smallest:.2g}",
+                "power": "" if effect.power is None else f"{effect.power:.0%}",
+                "verdict": effect.verdict + _too_small(effect.verdict, effect.power),
                 "of the claim": claim.verdict,
             }
             for claim in self._in_order()
-            for effect in claim.effects
+            for name, effect in claim.effects.items()
             if not ids or claim.id in ids
         ]
         return pd.DataFrame(rows, columns=list(_COLUMNS)).set_index(["claim", "part"])
 
     def check(self) -> str:
-        """Compare each verdict with the committed record, and say how that went.
+        """Compare each part's verdict with the committed record, and say how that went.
 
-        Two runs may name an effect close to zero differently although they agree about it: a verdict that differs is
-        reported and passes where, of every part whose verdict differs, both intervals overlap. Any other raises
-        AssertionError. A claim that was stated and not decided: ValueError. With GENLIB_RECORD=1 the record is written
-        instead. A dry run compares nothing.
+        Two runs may name an effect differently although they agree about it. So a verdict that differs is reported, and
+        stops the run where the two means differ as well, by Welch's test at a level of 0.001 shared by all parts of the
+        chapter, so that new seeds do so in fewer than one chapter in a thousand. Then AssertionError. A claim that was
+        stated and not decided: ValueError. With GENLIB_RECORD=1 the record is written instead. A dry run compares
+        nothing.
         """
         if undecided := [claim.id for claim in self.claims.values() if not claim.effects]:
             raise ValueError(f"{', '.join(undecided)}: stated, not decided")
@@ -180,16 +209,20 @@ class Claims:
             return self._write()
         if not self.path.exists():
             return f"no record at scale {scale.scale()} yet: this run is the first; GENLIB_RECORD=1 keeps it"
-        recorded = {entry["id"]: entry for entry in json.loads(self.path.read_text())["claims"]}
-        found = {claim.id: claim.entry() for claim in self._in_order()}
-        differing = [id for id in sorted({*recorded, *found}) if _verdict(recorded, id) != _verdict(found, id)]
-        lines = [f"{id}: recorded {_verdict(recorded, id)}, here {_verdict(found, id)}" for id in differing]
-        if not all(id in recorded and id in found and _compatible(recorded[id], found[id]) for id in differing):
+        recorded = _parts(json.loads(self.path.read_text())["claims"])
+        found = _parts([claim.entry() for claim in self._in_order()])
+        if recorded.keys() != found.keys():
+            raise AssertionError(f"{self.path} and this run differ in {_named(recorded.keys() ^ found.keys())}")
+        differing = [key for key in found if recorded[key]["verdict"] != found[key]["verdict"]]
+        lines = [
+            f"{_named([key])}: recorded {recorded[key]['verdict']}, here {found[key]['verdict']}" for key in differing
+        ]
+        level = FALSE_ALARMS / len(found)
+        if any(inference.differ(recorded[key]["values"], found[key]["values"], level) for key in differing):
             raise AssertionError(f"{self.path} disagrees with this run:\n" + "\n".join(lines))
-        if not differing:
-            return f"all {len(found)} verdicts are those of the record"
-        same = f"{len(found) - len(differing)} of {len(found)} verdicts are those of the record"
-        return f"{same}. Close to zero, on intervals that overlap: {'; '.join(lines)}"
+        said = [f"{len(found) - len(differing)} of {len(found)} verdicts are those of the record"]
+        said += [f"On means that agree within their seeds: {line}" for line in lines]
+        return "\n".join(said + [f"At these seeds it does not hold that {sentence}" for sentence in self.unmet])
 
     def _in_order(self) -> list[Claim]:
         """By paper and number, whatever the order of the chapter's sections."""
@@ -206,23 +239,57 @@ class Claims:
         return f"wrote {self.path}"
 
 
-def _verdict(entries: Mapping[str, dict], id: str) -> str | None:
-    return entries[id]["verdict"] if id in entries else None
-
-
-def _compatible(recorded: dict, found: dict) -> bool:
-    """Whether the intervals overlap of each part that got another verdict."""
-    if recorded["verdicts"].keys() != found["verdicts"].keys():
-        return False
-    differing = [name for name, verdict in found["verdicts"].items() if verdict != recorded["verdicts"][name]]
-    pairs = [(recorded["interval"][name], found["interval"][name]) for name in differing]
-    return all(low <= other_high and other_low <= high for (low, high), (other_low, other_high) in pairs)
+def of_claim(parts: Mapping[str, tuple[str, str]]) -> str:
+    """The verdict on a claim from `whose` question each part is and its verdict; see `Claim.verdict`."""
+    if not parts:
+        return "undecided"
+    counted = {verdict for whose, verdict in parts.values() if whose == "paper" and verdict != "shown"}
+    if not counted:
+        return "shown" if ("paper", "shown") in parts.values() else "our question"
+    if counted == {"reproduced"}:
+        return "reproduced"
+    return "partly" if "reproduced" in counted else ", ".join(v for v in inference.VERDICTS if v in counted)
 
 
 def records(folder: str | Path = "claims") -> pd.DataFrame:
-    """All records in a folder: one row a claim, with its chapter and scale."""
+    """All records in a folder: one row a claim, with its chapter, its scale and the genlib that it was made with."""
     rows = []
     for path in sorted(Path(folder).glob("*.json")):
         chapter, at = path.stem.rsplit(".", 1)
-        rows += [{"chapter": chapter, "scale": at, **entry} for entry in json.loads(path.read_text())["claims"]]
+        record = json.loads(path.read_text())
+        where = {"chapter": chapter, "scale": at, "genlib": record["environment"]["genlib"]}
+        rows += [where | entry for entry in record["claims"]]
     return pd.DataFrame(rows)
+
+
+def _entry(effect: Effect) -> dict:
+    part = asdict(effect.part)
+    part["bounds"] = [None if math.isinf(bound) else bound for bound in effect.part.bounds]
+    return part | {
+        "verdict": effect.verdict,
+        "mean": _rounded(effect.mean),
+        "interval": _rounded(effect.interval),
+        "power": _rounded(effect.power),
+        "p": effect.p,
+        "values": _rounded(effect.values),
+        "of": {"name": effect.of.name, "quantities": _rounded(effect.of.quantities.tolist()), "grid": effect.of.grid},
+    }
+
+
+def _rounded(x):
+    """To eight significant digits."""
+    if isinstance(x, list | tuple):
+        return [_rounded(each) for each in x]
+    return x if x is None else float(f"{x:.8g}")
+
+
+def _parts(entries: Sequence[dict]) -> dict[tuple[str, str], dict]:
+    return {(entry["id"], name): part for entry in entries for name, part in entry["parts"].items()}
+
+
+def _named(keys) -> str:
+    return ", ".join(id if name == id else f"{id} ({name})" for id, name in sorted(keys))
+
+
+def _too_small(verdict: str, power: float | None) -> str:
+    return ", too small to see with these seeds" if verdict == "open" and power < 0.8 else ""

@@ -1,0 +1,163 @@
+"""Criteria of claims: the effect of each seed, computed from the quantities that it combines.
+
+A criterion keeps these quantities, so that it can be run again on simulated ones, without an effect and with one of a
+given size: `Criterion.simulated`. That is how its false positives and its power are known.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy import stats
+
+__all__ = ["Criterion", "difference", "log_ratio", "rank_correlation", "slope", "smallest", "tau", "value"]
+
+Values = Sequence[float] | pd.Series | np.ndarray
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """Quantities of each seed, (seeds, k), the name of the function that makes an effect of them, and its grid.
+
+    Names: `value` x₀; `difference` x₀ - x₁; `smallest` minₖ xₖ; `tau` Kendall's τ_b of xₖ with the grid; `slope` the
+    least-squares slope of xₖ on the grid; `rank correlation` Spearman's of the first half of xₖ with the second.
+    """
+
+    name: str
+    quantities: Float[np.ndarray, "seeds k"]
+    grid: tuple[float, ...] = ()
+
+    @property
+    def effects(self) -> Float[np.ndarray, " seeds"]:
+        """One effect a seed."""
+        return self._effects(self.quantities)
+
+    def simulated(self, effect: float, *, draws: int = 2000, seed: int = 0) -> Float[np.ndarray, "draws seeds"]:
+        """Effects of simulated quantities whose effect is this on average, with the covariance of these quantities.
+
+        Quantities are normal around means without an effect, to which the least that the criterion asks for is added:
+        a shift of the first, of all, or along the grid. Rank correlations are those of normal samples whose
+        correlation varies between seeds as it does here.
+        """
+        rng = np.random.default_rng(seed)
+        seeds = len(self.quantities)
+        if self.name == "rank correlation":
+            return self._correlated(effect, rng, draws)
+        mean = self.quantities.mean(0)
+        noise = rng.standard_normal((draws, seeds, seeds)) @ (self.quantities - mean) / max(seeds - 1, 1) ** 0.5
+        start, step = _without_effect(self.name, mean, np.array(self.grid))
+        if effect == 0:
+            return self._effects(start + noise)
+        return self._effects(
+            start + _root(lambda a: self._effects(start + a * step + noise).mean() - effect) * step + noise
+        )
+
+    def _effects(self, quantities: np.ndarray) -> np.ndarray:
+        grid = np.array(self.grid)
+        match self.name:
+            case "value":
+                return quantities[..., 0]
+            case "difference":
+                return quantities[..., 0] - quantities[..., 1]
+            case "smallest":
+                return quantities.min(-1)
+            case "slope":
+                centred = grid - grid.mean()
+                return quantities @ centred / (centred @ centred)
+            case "tau":
+                i, j = np.triu_indices(len(grid), 1)
+                of_grid = np.sign(grid[i] - grid[j])
+                of_values = np.sign(quantities[..., i] - quantities[..., j])
+                pairs = np.sqrt((of_grid**2).sum() * (of_values**2).sum(-1))
+                return np.divide((of_grid * of_values).sum(-1), pairs, out=np.zeros_like(pairs), where=pairs > 0)
+        x, y = (stats.rankdata(half, axis=-1) for half in np.split(quantities, 2, axis=-1))
+        x, y = (half - half.mean(-1, keepdims=True) for half in (x, y))
+        norms = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
+        return np.divide((x * y).sum(-1), norms, out=np.zeros_like(norms), where=norms > 0)
+
+    def _correlated(self, effect: float, rng: np.random.Generator, draws: int) -> np.ndarray:
+        seeds, k = self.quantities.shape
+        shape = (draws, seeds, k // 2)
+        spread = max(self.effects.var(ddof=1) - (1 - self.effects.mean() ** 2) ** 2 / (k // 2 - 1), 0) ** 0.5
+        x, noise = rng.standard_normal(shape), rng.standard_normal(shape)
+        shift = spread * rng.standard_normal((draws, seeds, 1))
+
+        def at(r: float) -> np.ndarray:
+            r = np.clip(r + shift, -1, 1)
+            return self._effects(np.concatenate([x, r * x + np.sqrt(1 - r**2) * noise], -1))
+
+        return at(0.0 if effect == 0 else _root(lambda r: at(r).mean() - effect, highest=1.0))
+
+
+def value(x: Values, *, above: float = 0.0) -> Criterion:
+    """x - above, of one value a seed."""
+    return Criterion("value", _columns(x) - above)
+
+
+def difference(x: Values, y: Values) -> Criterion:
+    """x - y, of one pair a seed."""
+    return Criterion("difference", _columns(x, y))
+
+
+def log_ratio(x: Values, y: Values) -> Criterion:
+    """ln x - ln y, of one pair of positive numbers a seed."""
+    if not ((both := _columns(x, y)) > 0).all():
+        raise ValueError("x, y: a ratio on the log scale takes positive numbers; give differences of these instead")
+    return Criterion("difference", np.log(both))
+
+
+def smallest(of: pd.DataFrame | Mapping[str, Values]) -> Criterion:
+    """The smallest of several numbers of each seed: the rows of a table with a column a seed, or a mapping's values."""
+    return Criterion("smallest", _table(of) if isinstance(of, pd.DataFrame) else _columns(*of.values()))
+
+
+def tau(of: pd.DataFrame) -> Criterion:
+    """Kendall's τ_b of a table's index with each of its columns, one a seed; 0 where all values are tied."""
+    return Criterion("tau", _table(of), tuple(map(float, of.index)))
+
+
+def slope(of: pd.DataFrame, *, log_index: bool = False) -> Criterion:
+    """The least-squares slope of each column, one a seed, on a table's index, or on its logarithm."""
+    index = np.array(of.index, float)
+    return Criterion("slope", _table(of), tuple((np.log(index) if log_index else index).tolist()))
+
+
+def rank_correlation(x: pd.DataFrame | np.ndarray, y: pd.DataFrame | np.ndarray) -> Criterion:
+    """Spearman's rank correlation of x and y over the rows, (networks, seeds): one a seed; 0 where one is constant."""
+    if np.shape(x) != np.shape(y) or np.ndim(x) != 2:
+        raise ValueError(f"x, y: shapes {np.shape(x)} and {np.shape(y)}; give two tables of networks by seeds")
+    return Criterion("rank correlation", np.concatenate([np.array(x, float), np.array(y, float)]).T)
+
+
+def _columns(*values: Values) -> np.ndarray:
+    return np.stack([np.array(each, float) for each in values], -1)
+
+
+def _table(of: pd.DataFrame) -> np.ndarray:
+    return of.to_numpy(float).T
+
+
+def _without_effect(name: str, mean: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means that have no effect, nearest to these, and the direction in which the effect grows."""
+    match name:
+        case "value":
+            return np.zeros(1), np.ones(1)
+        case "difference":
+            return np.full(2, mean.mean()), np.array([0.5, -0.5])
+        case "smallest":
+            return mean - mean.min(), np.ones_like(mean)
+    return np.full_like(mean, mean.mean()), grid - grid.mean()
+
+
+def _root(of: Callable[[float], float], *, highest: float = np.inf) -> float:
+    """Where an increasing function of a positive number crosses zero: the bound is doubled, then halved."""
+    high = 1e-6
+    while high < highest and of(high) < 0 and high < 1e12:
+        high = min(2 * high, highest)
+    low = 0.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if of(middle) < 0 else (low, middle)
+    return high
