@@ -61,9 +61,11 @@ def _measure_row(measure: Measure) -> dict[str, str]:
 
 
 def _adjusted(found: ranking.Adjustment) -> str:
-    """The form that is adjusted for the number of samples, and what sets the row apart from it, or why there is none."""
+    """The form adjusted for the number of samples, and what sets the row apart from it, or why there is none."""
     if not found.symbol:
-        return f"not at all, for it is {found.reason}" if found.reason.startswith("not") else f"not at all: {found.reason}"
+        return (
+            f"not at all, for it is {found.reason}" if found.reason.startswith("not") else f"not at all: {found.reason}"
+        )
     row = f", the row being ${_without_bars(ROWS[found.form])}$" if found.form in ROWS else ""
     return f"${found.symbol}${row}" + (f" ({_without_bars(found.difference)})" if found.difference else "")
 

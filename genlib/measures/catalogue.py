@@ -27,7 +27,7 @@ _PRODUCT = (DINH_LAYERS, UNITS)
 _RATIO = (LAYERS, DINH_LAYERS, UNITS)
 _DATA, _WEIGHTS, _BOTH = ("data",), ("layers",), ("data", "layers", "margin")
 _SEARCH = 25.0  # forward passes of a search for a deviation, as a rule
-_RADIUS = 60.0  # and for a radius
+_RADIUS = 240.0  # and for a radius, at 58 a radius that is tried
 _LANCZOS = 180.0  # of ten eigenvalues
 # fmt: off
 ROWS = (

@@ -27,6 +27,7 @@ _DRAWS = 10
 _KESKAR, _WORST, _STEPS = 5e-4, 2e-3, 20  # radii of the boxes around |w| + 1, and steps of the ascent
 _RHO = 0.05  # radius of SAM
 _SIGMAS = {"isotropic": 0.05, "magnitude": 0.04, "displacement": 0.04, "scaled": 0.02}  # where a search starts
+_ASCENT = 20  # steps of the ascent in a box; twice as many leave the order of networks, at τ ≥ 0.95
 _RADII = {"isotropic": 5e-3, "magnitude": 0.03, "displacement": 0.03}
 _EIGENVALUES, _TOLERANCE = 10, 1e-5
 _VECTORS = 6  # for the rest of the norm of the Hessian
@@ -169,7 +170,9 @@ class Shared(Quantities):
 
     @together
     def _radius(self, kind: str) -> sharpness.RadiusSearch:
-        return sharpness.largest_radius(*self._data, increase=_INCREASE, noise=self._noise(kind), start=_RADII[kind])
+        return sharpness.largest_radius(
+            *self._data, increase=_INCREASE, noise=self._noise(kind), steps=_ASCENT, start=_RADII[kind]
+        )
 
     def _sigma(self, of: str, increase: float, kind: str) -> pac_bayes.SigmaSearch:
         # One by one: together, all would go on until the last has found its own.

@@ -6,7 +6,7 @@ Over all pairs, along each axis, given axes, in every environment, and by what a
 from genlib.ranking.adjustments import Adjustment, adjusted, adjustment
 from genlib.ranking.correlations import Kendall, granulated_kendall, kendall, pooled_kendall
 from genlib.ranking.information import conditional_mutual_information
-from genlib.ranking.rankings import Ranking
+from genlib.ranking.rankings import Ranking, pseudo_values
 from genlib.ranking.robustness import environments, resolvable_difference, sign_errors
 from genlib.ranking.selection import regret
 
@@ -21,6 +21,7 @@ __all__ = [
     "granulated_kendall",
     "kendall",
     "pooled_kendall",
+    "pseudo_values",
     "regret",
     "resolvable_difference",
     "sign_errors",

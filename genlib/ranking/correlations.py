@@ -47,7 +47,7 @@ def pooled_kendall(
     gap: str,
     axes: str | Sequence[str],
     *,
-    bootstraps: int = 200,
+    bootstraps: int | str = 200,
     resample: str = "replicates",
     seed: int = 0,
 ) -> Ranking:
@@ -57,8 +57,9 @@ def pooled_kendall(
     τ = Σ_{i≠j} c_i c_j s_ij / Σ_{i≠j} c_i c_j: no network is compared with itself. `resample`: "replicates", networks
     among those that agree on all axes; "networks", among all; or a column, such as a seed's, whose networks are drawn
     together (of fewer than 5 values it makes intervals too short). Of r units r - 1 are drawn and count r / (r - 1),
-    else the spread of few replicates is too small (Rao and Wu 1988). Cost: n² · draws multiplications a measure;
-    memory: 7 KB a network.
+    else the spread of few replicates is too small (Rao and Wu 1988). `bootstraps` may be "jackknife" in place of their
+    number: then one value of the column is left out at a time, in their order, for `pseudo_values`. Cost: n² · draws
+    multiplications a measure; memory: 7 KB a network.
     NaN, unknown columns, an axis of one value, a measure all tied, nothing to draw from: ValueError.
     """
     sweep = sweep_of(table, measures, gap, axes, bootstraps, resample, seed)
@@ -83,7 +84,7 @@ def granulated_kendall(
     gap: str,
     axes: str | Sequence[str],
     *,
-    bootstraps: int = 200,
+    bootstraps: int | str = 200,
     resample: str = "replicates",
     seed: int = 0,
 ) -> Ranking:

@@ -22,7 +22,7 @@ def conditional_mutual_information(
     gap: str,
     axes: str | Sequence[str],
     *,
-    bootstraps: int = 20,
+    bootstraps: int | str = 20,
     resample: str = "replicates",
     seed: int = 0,
 ) -> Ranking:

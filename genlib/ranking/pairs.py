@@ -8,8 +8,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy import stats
 
-__all__ = ["Sweep", "exceed", "groups_of", "matched_pairs", "require_numbers", "sweep_of", "tau"]
+__all__ = ["JACKKNIFE", "Sweep", "exceed", "groups_of", "matched_pairs", "require_numbers", "sweep_of", "tau"]
 
+JACKKNIFE = "jackknife"
 _ROWS, _PAIRS = 256, 2**14  # networks, pairs that are compared at a time
 
 
@@ -24,6 +25,7 @@ class Sweep:
     codes: pd.DataFrame
     counts: Float[np.ndarray, "networks draws"]
     unvaried: int
+    jackknife: bool = False
 
 
 def sweep_of(
@@ -31,7 +33,7 @@ def sweep_of(
     measures: str | Sequence[str],
     gap: str,
     axes: str | Sequence[str],
-    bootstraps: int,
+    bootstraps: int | str,
     resample: str,
     seed: int,
 ) -> Sweep:
@@ -42,8 +44,11 @@ def sweep_of(
         raise ValueError(f"table has no column {', '.join(map(repr, unknown))}; it has {', '.join(map(str, table))}")
     if not axes or len(set(axes)) < len(axes) or len(set(measures)) < len(measures):
         raise ValueError(f"axes are {axes}, measures {measures}; name at least one axis, and each column once")
-    if bootstraps < 0 or bootstraps == 1:
-        raise ValueError(f"bootstraps is {bootstraps}; it takes at least 2 draws, or 0 for no intervals")
+    jackknife = bootstraps == JACKKNIFE
+    if not jackknife and (isinstance(bootstraps, str) or bootstraps < 0 or bootstraps == 1):
+        raise ValueError(
+            f"bootstraps is {bootstraps!r}; it takes at least 2 draws, 0 for no intervals, or {JACKKNIFE!r}"
+        )
     require_numbers(table, list(dict.fromkeys([*measures, gap])))
     _require_whole(table, [*axes, *drawn])
     if not np.isfinite(table[gap].to_numpy(float)).all():
@@ -56,8 +61,11 @@ def sweep_of(
     ranks = np.empty((len(table), len(measures)), np.float32)
     for k, name in enumerate(measures):
         ranks[:, k] = stats.rankdata(table[name].to_numpy(float), method="dense")
-    counts, unvaried = _multiplicities(table, codes, bootstraps, resample, seed)
-    return Sweep(tuple(measures), ranks, table[gap].to_numpy(float), table[axes], codes, counts, unvaried)
+    if jackknife:
+        counts, unvaried = _without_each(table, resample), 0
+    else:
+        counts, unvaried = _multiplicities(table, codes, bootstraps, resample, seed)
+    return Sweep(tuple(measures), ranks, table[gap].to_numpy(float), table[axes], codes, counts, unvaried, jackknife)
 
 
 def require_numbers(table: pd.DataFrame, names: list[str]) -> None:
@@ -100,6 +108,16 @@ def _multiplicities(
             else f"resample is {resample!r}, a column of one value: there is nothing to draw from"
         )
     return counts, unvaried
+
+
+def _without_each(table: pd.DataFrame, resample: str) -> Float[np.ndarray, "networks draws"]:
+    """Ones, then zeros for the networks of one value of the column `resample`, and ones for all others."""
+    if resample == "replicates":
+        raise ValueError(f"resample is {resample!r}; a jackknife takes a column, such as the seed's, or 'networks'")
+    units = np.arange(len(table)) if resample == "networks" else pd.factorize(table[resample], sort=True)[0]
+    if (distinct := units.max() + 1) < 3:
+        raise ValueError(f"resample is {resample!r}, a column of {distinct} values; a jackknife takes at least three")
+    return np.column_stack([np.ones(len(table)), units[:, None] != np.arange(distinct)])
 
 
 def groups_of(codes: pd.DataFrame, given: Sequence[str]) -> Int[np.ndarray, " networks"]:

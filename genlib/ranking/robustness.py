@@ -23,7 +23,7 @@ def sign_errors(
     *,
     test_samples: int,
     pooled: bool = True,
-    bootstraps: int = 200,
+    bootstraps: int | str = 200,
     resample: str = "replicates",
     seed: int = 0,
 ) -> Ranking:

@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 from ranking_cases import ALL, AXES, MEASURES, errors, grid, ragged
 
-from genlib.ranking import Ranking, conditional_mutual_information, granulated_kendall, pooled_kendall
+from genlib.estimates import interval
+from genlib.ranking import (
+    Ranking,
+    conditional_mutual_information,
+    granulated_kendall,
+    pooled_kendall,
+    pseudo_values,
+)
 
 
 def test_the_gap_itself_is_always_right_and_its_negative_always_wrong():
@@ -133,3 +140,46 @@ def test_axes_that_move_together_leave_nothing_to_compare(function):
     table = grid().query("(width == 32 and lr == 0.01) or (width == 64 and lr == 0.1)")
     with pytest.raises(ValueError, match="axes holds width, in which no two networks differ"):
         function(table, "good", "gap", AXES)
+
+
+@pytest.mark.parametrize("rank", [*ALL, errors])
+def test_a_jackknife_leaves_out_one_seed_at_a_time(rank):
+    table = grid(seeds=6, noise=0.03)
+    more = {"pooled": True} if rank is errors else {}
+    found = rank(table, MEASURES, "gap", AXES, bootstraps="jackknife", resample="seed", **more)
+    assert found.jackknife and len(found.draws) == 7
+    for k, seed in enumerate(range(6), 1):
+        rest = table[table["seed"] != seed]
+        if rank is errors:  # whose environments and weights stay those of all seeds
+            continue
+        alone = rank(rest, MEASURES, "gap", AXES, bootstraps=0)
+        np.testing.assert_allclose(found.draws[k], alone.draws[0], atol=1e-5)
+    np.testing.assert_allclose(
+        found.scores["value"], rank(table, MEASURES, "gap", AXES, bootstraps=0, **more).scores["value"]
+    )
+    assert (found.scores["low"] <= found.scores["high"]).all()
+
+
+def test_pseudo_values_of_a_mean_are_the_units_and_give_student_s_interval():
+    values = np.random.default_rng(0).normal(size=(6, 2))
+    without = [np.delete(values, i, 0).mean(0) for i in range(6)]
+    np.testing.assert_allclose(pseudo_values([values.mean(0), *without]), values)
+    ranking = Ranking(
+        ("a", "b"), np.stack([values.mean(0), *without])[:, None], pd.DataFrame(), "mean", (-9.0, 9.0), 0, True
+    )
+    low, high = interval(values[:, 1])
+    assert ranking.scores.loc["b", "low"] == pytest.approx(low) and ranking.scores.loc["b", "high"] == pytest.approx(
+        high
+    )
+
+
+def test_what_a_jackknife_cannot_leave_out_is_refused():
+    table = grid()
+    with pytest.raises(ValueError, match="resample is 'replicates'; a jackknife takes a column"):
+        pooled_kendall(table, MEASURES, "gap", AXES, bootstraps="jackknife")
+    with pytest.raises(ValueError, match="a column of 2 values; a jackknife takes at least three"):
+        pooled_kendall(table, MEASURES, "gap", AXES, bootstraps="jackknife", resample="lr")
+    with pytest.raises(ValueError, match="bootstraps is 'jack'"):
+        pooled_kendall(table, MEASURES, "gap", AXES, bootstraps="jack", resample="seed")
+    with pytest.raises(ValueError, match="give the value, and then that without each"):
+        pseudo_values([1.0, 2.0, 3.0])
