@@ -44,8 +44,11 @@ def load(
     `seed` draws which samples are taken, on the CPU, so that every device gets the same; with one seed a smaller
     training set is the beginning of a larger one. In a dry run every set is a few rows, the files' ones made up.
     An unknown name, more samples than there are, a damaged file: ValueError. A missing file: FileNotFoundError. So many
-    samples of a parity that flat networks generalize too: UserWarning.
+    samples of a parity that flat networks generalize too: UserWarning. GENLIB_DATA=drawn_digits has `digits` mean
+    `drawn_digits`.
     """
+    if name == "digits":
+        name = scale.digits()
     if name not in _LOADERS:
         near = difflib.get_close_matches(str(name).lower(), _LOADERS, n=3, cutoff=0.4) or _LOADERS
         raise ValueError(f"name is {name!r}, which is no data set here; did you mean {' or '.join(near)}?")

@@ -80,6 +80,14 @@ def test_distances_are_those_from_points_all_along_the_line():
             assert distance.item() == pytest.approx(nearest, abs=5e-3)
 
 
+def test_the_digits_are_drawn_where_genlib_data_says_so(monkeypatch):
+    monkeypatch.setenv("GENLIB_DATA", "drawn_digits")
+    stand_in, drawn = (load(name, train=30, test=20, seed=2) for name in ("digits", "drawn_digits"))
+    assert torch.equal(stand_in.inputs, drawn.inputs) and torch.equal(stand_in.test_labels, drawn.test_labels)
+    assert stand_in.name == "drawn_digits" and len(load("digits")) == 1297
+    assert load("parity").name == "parity"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
