@@ -1,4 +1,7 @@
-"""Images of digits drawn from a seed: ten polylines, bent, stroked and sampled at 8×8 pixels."""
+"""Images of digits drawn from a seed: ten polylines, bent, stroked and sampled at 8×8 pixels.
+
+Made for this book, after the digits of scikit-learn (Alpaydin and Kaynak, Cascading classifiers, 1998).
+"""
 
 from functools import cache
 

@@ -42,7 +42,7 @@ def test_any_number_is_drawn():
     assert (len(many), len(many.test_labels)) == (3001, 2)
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(st.integers(1, 4500), st.integers(1, 4500))
 def test_fewer_are_the_beginning_of_more_with_each_class_as_often(fewer, more):
     fewer, more = sorted((fewer, more))
