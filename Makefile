@@ -140,8 +140,8 @@ build/book/.executed: $(VENV)/.installed $(SOURCES) build/book.knobs
 	$(NBMAKE)=1000000 $(NBMAKE_OPTIONS) --overwrite build/book/chapters
 	@touch $@
 
-# Rewritten only when the scale, the seeds or the way of timing change, so that the chapters then run again.
+# Rewritten only when the scale, the seeds, the data or the way of timing change, so that the chapters then run again.
 build/book.knobs: always
 	@mkdir -p $(@D)
-	@echo "$(GENLIB_SCALE) $(GENLIB_SEED) $(GENLIB_DRY_RUN) $(NBMAKE_OPTIONS)" > $@.new
+	@echo "$(GENLIB_SCALE) $(GENLIB_SEED) $(GENLIB_DATA) $(GENLIB_DRY_RUN) $(NBMAKE_OPTIONS)" > $@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
