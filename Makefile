@@ -92,7 +92,8 @@ bench: $(VENV)/.installed  ## time the kernels against their peers and write tes
 	$(BIN)/python tests/benchmarks
 
 record: $(VENV)/.installed  ## run the chapters on seed block 1 and write their claims and populations of networks
-	GENLIB_RECORD=1 GENLIB_SEED=1 $(NBMAKE)=1000000 chapters
+	GENLIB_RECORD=1 GENLIB_SEED=1 $(NBMAKE)=1000000 chapters/[0-9]*.ipynb
+	GENLIB_RECORD=1 GENLIB_SEED=1 GENLIB_DATA=drawn_digits $(NBMAKE)=1000000 chapters/0[1-5]*.ipynb
 
 assignments: $(VENV)/.installed  ## make the releases of the assignments from their sources; NAME= for one of them
 	@$(BIN)/python -m genlib.book.assignments release $(NAME)
@@ -140,8 +141,8 @@ build/book/.executed: $(VENV)/.installed $(SOURCES) build/book.knobs
 	$(NBMAKE)=1000000 $(NBMAKE_OPTIONS) --overwrite build/book/chapters
 	@touch $@
 
-# Rewritten only when the scale, the seeds or the way of timing change, so that the chapters then run again.
+# Rewritten only when the scale, the seeds, the data or the way of timing change, so that the chapters then run again.
 build/book.knobs: always
 	@mkdir -p $(@D)
-	@echo "$(GENLIB_SCALE) $(GENLIB_SEED) $(GENLIB_DRY_RUN) $(NBMAKE_OPTIONS)" > $@.new
+	@echo "$(GENLIB_SCALE) $(GENLIB_SEED) $(GENLIB_DATA) $(GENLIB_DRY_RUN) $(NBMAKE_OPTIONS)" > $@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@

@@ -15,6 +15,7 @@ __all__ = [
     "cache_directory",
     "cluster",
     "device",
+    "digits",
     "dry_run",
     "environment",
     "in_sweep",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 SCALES = ("small", "gpu", "paper")
+DIGITS = ("digits", "drawn_digits")
 DRY_ROWS = {"train": 15, "test": 8}  # of every data set in a dry run
 DRY_PIXELS = 75  # a side of images from files in a dry run, the fewest that Inception V3 takes
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts a Google Drive
@@ -64,6 +66,17 @@ def seeds(count: int, *, block: int | None = None) -> list[int]:
         raise ValueError(f"count is {count}; a block holds 1 to 1000 seeds")
     block = seed_block() if block is None else block
     return [1000 * block + i for i in range(min(count, 2) if dry_run() else count)]
+
+
+def digits() -> str:
+    """What `data.load` gives under the name `digits`, from `GENLIB_DATA`: `digits` (default) or `drawn_digits`.
+
+    All seeds draw from the same 1797 images of `digits`; each gets fresh ones, of the same shape, of `drawn_digits`.
+    """
+    name = os.environ.get("GENLIB_DATA") or "digits"
+    if name not in DIGITS:
+        raise ValueError(f"GENLIB_DATA is {name!r}; set it to one of {', '.join(DIGITS)}")
+    return name
 
 
 def dry_run() -> bool:
@@ -112,12 +125,12 @@ def turn(settings: dict[str, str]) -> None:
 
 
 def cache_directory() -> Path:
-    """Where finished work is kept: `GENLIB_CACHE` (default `.cache`), then a folder for these sources of genlib.
+    """Where finished work is kept: `GENLIB_CACHE` (default `.cache`), then a folder for these sources and this data.
 
     On Colab with Drive mounted the default is a folder on the Drive, which outlives the machine.
     """
     default = DRIVE / "genlib-cache" if on_colab() and DRIVE.is_dir() else Path(".cache")
-    return Path(os.environ.get("GENLIB_CACHE") or default).expanduser().absolute() / sources_hash()
+    return Path(os.environ.get("GENLIB_CACHE") or default).expanduser().absolute() / f"{sources_hash()}-{digits()}"
 
 
 def settings(*, small: dict, gpu: dict, paper: dict) -> SimpleNamespace:
@@ -142,17 +155,19 @@ def banner() -> str:
     where = device()
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {os.cpu_count()} cores"
     dry = " · DRY RUN: two steps a training, nothing below means anything" if dry_run() else ""
+    drawn = " · digits drawn anew for each seed" if digits() == "drawn_digits" else ""
     kept = ""
     if on_colab() and not DRIVE.is_dir():
         kept = " · finished work is kept on this machine only: mount Drive to keep it through a disconnect"
-    return f"scale {scale()} · seeds {seeds(1)[0]}… · {name}{kept}{dry}"
+    return f"scale {scale()} · seeds {seeds(1)[0]}… · {name}{drawn}{kept}{dry}"
 
 
 def environment() -> dict:
-    """What a record says of the run that made it: scale, block of seeds, device, versions, genlib's sources."""
+    """What a record says of the run that made it: scale, seeds, data, device, versions, genlib's sources."""
     return {
         "scale": scale(),
         "seed_block": seed_block(),
+        "digits": digits(),
         "device": device().type,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -34,10 +34,10 @@ def run(
     `function(width=64, seed=0) -> dict`; or all those that differ in the axes `together` alone, so that `fit_many` can
     train them in one stack: `function(width=64, seed=[0, 1]) -> ` one dict each. Each task has one thread.
     The result of a task is kept in the folder `cache` as soon as it is there: what is killed and run again computes
-    only what was in flight. Kept results are taken up as long as the sources of genlib, of `function` itself, and the
-    task are the same; of what else `function` calls nothing is known. `workers` processes work side by side (default:
-    all cores), or where GENLIB_DASK names a scheduler, all its workers; the table is the same. `.attrs` says where it
-    comes from, `to_parquet` writes both.
+    only what was in flight. Kept results are taken up as long as the sources of genlib, of `function` itself, the
+    task and GENLIB_DATA are the same; of what else `function` calls nothing is known. `workers` processes work side by
+    side (default: all cores), or where GENLIB_DASK names a scheduler, all its workers; the table is the same. `.attrs`
+    says where it comes from, `to_parquet` writes both.
     ValueError: an empty grid, a configuration that is there twice, results that don't match the configurations, a
     function that doesn't take the axes or gives no dict, a cluster's worker that runs several threads. ConnectionError:
     a scheduler that doesn't answer. What `function` raises comes with its configuration as a note.
@@ -52,7 +52,7 @@ def run(
             f"function can't be called with the axes {', '.join(map(str, table))} of grid: {error}"
         ) from error
     knobs, sources = scale.knobs(), scale.sources_hash()
-    code = f"{function.__module__}.{function.__qualname__} {source}, genlib {sources}"
+    code = f"{function.__module__}.{function.__qualname__} {source}, genlib {sources}, {scale.digits()}"
     store = Memory(cache, verbose=0).cache(_kept, ignore=["rows"])
     found = {i: rows for i, (_, task) in enumerate(tasks) if (rows := _recall(store, code, task)) is not None}
     missing = [i for i in range(len(tasks)) if i not in found]

@@ -29,6 +29,7 @@ def test_settings_takes_the_column_of_the_scale(monkeypatch):
         ("GENLIB_SCALE", "large", scale.scale, "small, gpu, paper"),
         ("GENLIB_SEED", "1.5", lambda: scale.seeds(1), "whole number"),
         ("GENLIB_SEED", "-1", lambda: scale.seeds(1), "not negative"),
+        ("GENLIB_DATA", "drawn", scale.digits, "digits, drawn_digits"),
         ("GENLIB_DRY_RUN", "yes", scale.dry_run, "1 or 0"),
     ],
 )
@@ -70,6 +71,17 @@ def test_cache_is_kept_apart_for_other_sources(monkeypatch, tmp_path):
     monkeypatch.setattr(scale, "sources_hash", lambda: "other")
     assert before.parent == tmp_path
     assert scale.cache_directory() != before
+
+
+def test_drawn_digits_are_said_and_their_work_is_kept_apart(monkeypatch):
+    before = scale.digits(), scale.banner(), scale.cache_directory(), scale.environment()
+    assert before[0] == "digits"
+    monkeypatch.setenv("GENLIB_DATA", "digits")
+    assert (scale.digits(), scale.banner(), scale.cache_directory(), scale.environment()) == before
+    monkeypatch.setenv("GENLIB_DATA", "drawn_digits")
+    assert scale.digits() == scale.environment()["digits"] == "drawn_digits"
+    assert "digits drawn anew for each seed" in scale.banner()
+    assert scale.cache_directory() != before[2]
 
 
 def test_every_file_outside_the_book_is_in_the_hash_with_its_name(tmp_path):

@@ -59,6 +59,15 @@ def test_results_of_other_sources_are_not_taken_up(tmp_path, monkeypatch):
     assert not sweep.run(counted, grid, cache=tmp_path, workers=1)["again"].any()
 
 
+def test_results_on_other_digits_are_not_taken_up(tmp_path, monkeypatch):
+    grid = {"folder": [str(tmp_path)], "task": [0]}
+    sweep.run(counted, grid, cache=tmp_path, workers=1)
+    monkeypatch.setenv("GENLIB_DATA", "drawn_digits")
+    assert sweep.run(counted, grid, cache=tmp_path, workers=1)["again"].all()
+    (tmp_path / "task-0").unlink()
+    assert sweep.run(counted, grid, cache=tmp_path, workers=1)["again"].all()  # what is kept
+
+
 def test_a_result_whose_file_is_broken_is_computed_again(tmp_path):
     sweep.run(drawn, GRID, cache=tmp_path, workers=1)
     (first, *_) = tmp_path.rglob("output.pkl")

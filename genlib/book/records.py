@@ -21,11 +21,13 @@ def population(
     """The population for this run's `count` seeds: out of the record for blocks 0 to 4, else trained here.
 
     `train(seeds)` returns one row a network, with its seed in the column `seed`. The record is
-    `<folder>/<name>.<scale>.parquet`; where there is none, and in a dry run, all is trained. With GENLIB_RECORD=1 five
-    blocks are trained and written with their provenance (`.attrs`). ValueError: a record that lacks one of the seeds,
-    a training that returns other seeds than asked.
+    `<folder>/<name>.<scale>.parquet`; where there is none, in a dry run and on drawn digits, all is trained. With
+    GENLIB_RECORD=1 five blocks are trained and written with their provenance (`.attrs`), unless these very sources of
+    genlib have written that record. ValueError: a record that lacks one of the seeds, a training that returns other
+    seeds than asked.
     """
-    if scale.recording() and not scale.dry_run():
+    writing = scale.recording() and not scale.dry_run() and scale.digits() == "digits"
+    if writing and not _up_to_date(name, count, Path(folder)):
         _write(name, train, count, Path(folder))
     kept, seeds = recorded(name, folder=folder), scale.seeds(count)
     if scale.dry_run() or kept is None or scale.seed_block() >= BLOCKS:
@@ -36,9 +38,9 @@ def population(
 
 
 def recorded(name: str, *, folder: str | Path = "records") -> pd.DataFrame | None:
-    """All blocks of the committed record, its provenance in `.attrs`, or None where there is none at this scale."""
+    """All blocks of the committed record, its provenance in `.attrs`; None without one at this scale or on these data."""
     path = _path(name, Path(folder))
-    return pd.read_parquet(path) if path.exists() else None
+    return pd.read_parquet(path) if path.exists() and scale.digits() == "digits" else None
 
 
 def beyond_spread(
@@ -61,6 +63,14 @@ def beyond_spread(
             if not abs(row[column] - mean) <= half:
                 rows.append({**row[list(by)], "column": column, "found": row[column], "of the record": (mean, half)})
     return pd.DataFrame(rows, columns=[*by, "column", "found", "of the record"])
+
+
+def _up_to_date(name: str, count: int, folder: Path) -> bool:
+    kept = recorded(name, folder=folder)
+    return kept is not None and (kept.attrs.get("genlib"), kept.attrs.get("seeds_a_block")) == (
+        scale.sources_hash(),
+        count,
+    )
 
 
 def _write(name: str, train: Callable[[list[int]], pd.DataFrame], count: int, folder: Path) -> None:

@@ -1,13 +1,18 @@
 """How many samples are asked for, and the generators that draw them."""
 
 import hashlib
+import math
+from collections.abc import Callable
 from numbers import Integral
 
 import torch
+from torch import Tensor
 
 from genlib import scale
 
-__all__ = ["at_most", "generator_for", "require_seed", "rows", "whole_number"]
+__all__ = ["at_most", "classes_in_turn", "generator_for", "in_chunks", "require_seed", "rows", "whole_number"]
+
+CHUNK = 2000
 
 
 def generator_for(seed: int, purpose: str) -> torch.Generator:
@@ -15,6 +20,20 @@ def generator_for(seed: int, purpose: str) -> torch.Generator:
     require_seed(seed)
     digest = hashlib.sha256(f"{purpose} {int(seed)}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def in_chunks(
+    draw: Callable[[int, torch.Generator], tuple[Tensor, Tensor]], samples: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Inputs and labels, drawn in whole chunks, so that fewer samples are the beginning of more."""
+    chunks = [draw(CHUNK, generator) for _ in range(math.ceil(samples / CHUNK))]
+    inputs, labels = (torch.cat(parts)[:samples].clone() for parts in zip(*chunks, strict=True))
+    return inputs, labels
+
+
+def classes_in_turn(samples: int, generator: torch.Generator) -> Tensor:
+    """Labels of ten classes, each of them once in every ten samples, in random order."""
+    return torch.rand(samples // 10, 10, generator=generator).argsort(dim=1).flatten()
 
 
 def require_seed(seed: int) -> None:

@@ -1,6 +1,5 @@
 """Data made from a seed: MNIST-1D (Greydanus, Scaling down deep learning, 2020), and the parity of coordinates."""
 
-import math
 from functools import cache
 
 import numpy as np
@@ -10,7 +9,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from genlib import scale
-from genlib.data.draws import generator_for, rows, whole_number
+from genlib.data.draws import classes_in_turn, generator_for, in_chunks, rows, whole_number
 
 __all__ = ["corners", "generate_mnist1d", "mnist1d", "parity"]
 
@@ -26,29 +25,26 @@ TEMPLATES = """
 5 4 3.5 3.5 4 5 5 4 3.5 3.5 4 5
 5 4 3.5 3.5 4 5 5 5 5 4.7 4.3 5
 """
-CHUNK = 2000
 # Of a million samples. The published set is standardised by its own sample, which would make two draws differ.
 MEAN, DEVIATION = -0.00603, 0.15470
 
 
 def generate_mnist1d(samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Inputs [samples, 40] and labels, drawn in whole chunks, so that fewer samples are the beginning of more."""
-    chunks = [_chunk(generator) for _ in range(math.ceil(samples / CHUNK))]
-    inputs, labels = (torch.cat(parts)[:samples].clone() for parts in zip(*chunks, strict=True))
-    return inputs, labels
+    """Inputs [samples, 40] and labels; fewer samples are the beginning of more."""
+    return in_chunks(_chunk, samples, generator)
 
 
-def _chunk(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _chunk(samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(CHUNK, 1, generator=generator)
+        return low + (high - low) * torch.rand(samples, 1, generator=generator)
 
     def whole(low: int, high: int) -> Tensor:
-        return torch.randint(low, high + 1, (CHUNK, 1), generator=generator)
+        return torch.randint(low, high + 1, (samples, 1), generator=generator)
 
     def normal(deviation: float) -> Tensor:
-        return deviation * torch.randn(CHUNK, 72, generator=generator)
+        return deviation * torch.randn(samples, 72, generator=generator)
 
-    labels = torch.rand(CHUNK // 10, 10, generator=generator).argsort(dim=1).flatten()  # each class once in every ten
+    labels = classes_in_turn(samples, generator)
     signals = _signals(
         labels, whole(36, 60), whole(0, 47), uniform(0.8, 1.2), uniform(-0.375, 0.375), normal(0.25), normal(0.02)
     )

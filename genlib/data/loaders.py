@@ -13,6 +13,7 @@ from genlib.data.dataset import Dataset
 from genlib.data.draws import at_most, generator_for, require_seed, rows, whole_number
 from genlib.data.generated import corners, generate_mnist1d
 from genlib.data.streams import StreamedImages
+from genlib.data.strokes import generate_drawn_digits
 
 __all__ = ["load"]
 
@@ -33,6 +34,8 @@ def load(
     """The data set `name` with `train` training and `test` test samples (None: all), on `device` (None: the GPU).
 
     digits          1797 × 64 in [0, 1]: 500 (or `test`) for the test, the others for training
+    drawn_digits    generated from `seed` in the shape of digits: 1297 and 500, or as many as are wanted. Ten strokes,
+                    shifted, scaled, turned, sheared and bent, of random width and intensity, in noise
     mnist1d         generated from `seed`: 4000 × 40 and 1000, or as many as are wanted; see `mnist1d`
     mnist, fashion_mnist, cifar10, cifar100, svhn    images [channels, height, width], each channel standardised by its
                     mean and deviation over the whole training set; files in `root` (None: ~/.cache/genlib/data)
@@ -41,12 +44,15 @@ def load(
     `seed` draws which samples are taken, on the CPU, so that every device gets the same; with one seed a smaller
     training set is the beginning of a larger one. In a dry run every set is a few rows, the files' ones made up.
     An unknown name, more samples than there are, a damaged file: ValueError. A missing file: FileNotFoundError. So many
-    samples of a parity that flat networks generalize too: UserWarning.
+    samples of a parity that flat networks generalize too: UserWarning. GENLIB_DATA=drawn_digits has `digits` mean
+    `drawn_digits`.
     """
+    if name == "digits":
+        name = scale.digits()
     if name not in _LOADERS:
         near = difflib.get_close_matches(str(name).lower(), _LOADERS, n=3, cutoff=0.4) or _LOADERS
         raise ValueError(f"name is {name!r}, which is no data set here; did you mean {' or '.join(near)}?")
-    if root is not None and name in ("digits", "mnist1d", "parity"):
+    if root is not None and name in ("digits", "drawn_digits", "mnist1d", "parity"):
         raise ValueError(f"root is {str(root)!r}, but {name} needs no files; leave root out")
     if dimension is not None and name != "parity":
         raise ValueError(f"dimension is {dimension}, but {name} has its own; leave dimension out")
@@ -71,10 +77,12 @@ def _load_digits(name, train, test, seed, root) -> Dataset:
     return Dataset(inputs[test:], labels[test:], inputs[:test], labels[:test], TEN_DIGITS, name, split)
 
 
-def _load_mnist1d(name, train, test, seed, root) -> Dataset:
+def _load_generated(name, train, test, seed, root) -> Dataset:
+    generate, *default = _GENERATED[name]
     drawn = []
-    for split, wanted in (("train", 4000 if train is None else train), ("test", 1000 if test is None else test)):
-        drawn += generate_mnist1d(rows(split, wanted, split), generator_for(seed, f"{name} {split}"))
+    for split, wanted, otherwise in zip(("train", "test"), (train, test), default, strict=True):
+        number = rows(split, otherwise if wanted is None else wanted, split)
+        drawn += generate(number, generator_for(seed, f"{name} {split}"))
     return Dataset(*drawn, TEN_DIGITS, name, (f"generated (seed {seed})",))
 
 
@@ -121,9 +129,10 @@ def _load_folders(name, train, test, seed, root) -> Dataset:
 
 
 TEN_DIGITS = tuple(str(digit) for digit in range(10))
+_GENERATED = {"drawn_digits": (generate_drawn_digits, 1297, 500), "mnist1d": (generate_mnist1d, 4000, 1000)}
 _LOADERS = {
     "digits": _load_digits,
-    "mnist1d": _load_mnist1d,
+    **dict.fromkeys(_GENERATED, _load_generated),
     "parity": _load_parity,
     **dict.fromkeys(("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"), _load_images),
     "imagenet": _load_folders,

@@ -83,3 +83,21 @@ def test_a_configuration_that_the_record_lacks_is_named(record):
     kept = records.recorded("networks", folder=record)
     with pytest.raises(ValueError, match=r"0 networks with \{'width': 30\}"):
         records.beyond_spread(train([0]).assign(width=30), kept, by=["width"], columns=["gap"])
+
+
+def test_a_record_of_these_sources_is_kept_and_one_of_others_written_anew(record, monkeypatch):
+    monkeypatch.setenv("GENLIB_RECORD", "1")
+    records.population("networks", no_training, count=3, folder=record)
+    monkeypatch.setattr(records.scale, "sources_hash", lambda: "others")
+    records.population("networks", train, count=3, folder=record)
+    assert records.recorded("networks", folder=record).attrs["genlib"] == "others"
+
+
+def test_on_drawn_digits_the_population_is_trained_and_no_record_written(record, monkeypatch):
+    before = {path.name: path.read_bytes() for path in record.iterdir()}
+    monkeypatch.setenv("GENLIB_DATA", "drawn_digits")
+    monkeypatch.setenv("GENLIB_RECORD", "1")
+    asked = []
+    records.population("networks", lambda seeds: asked.append(seeds) or train(seeds), count=3, folder=record)
+    assert asked == [scale.seeds(3)]
+    assert {path.name: path.read_bytes() for path in record.iterdir()} == before

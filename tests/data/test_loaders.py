@@ -122,7 +122,7 @@ def test_image_sets_are_drawn_by_the_seed(dry_run):
 
 
 def test_a_dry_run_gives_what_there_is(dry_run):
-    for name in ("digits", "mnist1d", "parity", *IMAGE_SETS, "imagenet"):
+    for name in ("digits", "drawn_digits", "mnist1d", "parity", *IMAGE_SETS, "imagenet"):
         loaded = load(name, train=10_000, test=10_000)
         assert (len(loaded), len(loaded.test_labels)) == (TRAIN, TEST)
         assert len(attack_set(loaded, 500, seed=0)) == TRAIN and len(loaded.subset(500, seed=0)) == TRAIN
