@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = [
     "REFUSED",
+    "fisher_rao",
     "gradient",
     "gradient_variance",
     "moved",
@@ -51,6 +52,11 @@ def gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def gradient_variance(network: nn.Module, x: Tensor, y: Tensor) -> float:
     each = torch.stack([gradient(network, *one) for one in zip(x.split(1), y.split(1), strict=True)])
     return (each - each.mean(0)).square().sum(1).mean().item()
+
+
+def fisher_rao(network: nn.Module, x: Tensor, y: Tensor) -> float:
+    each = torch.stack([gradient(network, *one) for one in zip(x.split(1), y.split(1), strict=True)])
+    return (each @ flat(network.parameters())).square().mean().item()
 
 
 def moved(network: nn.Module, by: Tensor) -> nn.Module:
@@ -158,6 +164,7 @@ def of_the_loss(network: nn.Module, plain: nn.Module, x: Tensor, y: Tensor) -> d
     spread = (2 * eigenvalues[10:].pow(4).sum() / 6).sqrt().item() / max(2 * h.norm().item(), 1e-300)
     found = {
         "gradient_variance": gradient_variance(network, x, y),
+        "fisher_rao": fisher_rao(network, x, y),
         "sam_sharpness": rise(network, x, y, 0.05 * g / g.norm()) if g.any() else 0.0,
         "hessian_trace": (h.trace().item(), _EXACT * len(h) * size),
         "top_eigenvalue": (tops[0].item(), _ROUGH * size),
