@@ -12,7 +12,7 @@ import pandas as pd
 
 from genlib import scale
 from genlib.book import inference
-from genlib.book.criteria import Criterion, value
+from genlib.book.criteria import Criterion, Values, value
 from genlib.book.parts import Effect, Part, ours, paper, shown
 from genlib.book.sentences import figures
 
@@ -51,7 +51,7 @@ class Claim:
 
     def decide(
         self,
-        measured: Sequence[float] | Criterion | Mapping[str, Sequence[float] | Criterion],
+        measured: Values | Criterion | Mapping[str, Values | Criterion],
         *,
         figure: str | None = None,
     ) -> str:
@@ -68,7 +68,7 @@ class Claim:
         self.figure = figure
         return self.verdict
 
-    def _effect(self, name: str, measured: Sequence[float] | Criterion) -> Effect:
+    def _effect(self, name: str, measured: Values | Criterion) -> Effect:
         if isinstance(measured, pd.Series) and set(measured.index) >= set(self.seeds):
             measured = measured.loc[list(self.seeds)]
         of = measured if isinstance(measured, Criterion) else value(measured)
@@ -152,6 +152,8 @@ class Claims:
                 f"{id}: seeds are {list(seeds)}; give scale.seeds(count) of at least 3, and leave none out"
             )
         parts = {id: parts} if isinstance(parts, Part) else dict(parts)
+        if not parts:
+            raise ValueError(f"{id}: no parts; give one, or several by name")
         self.claims[id] = Claim(id, statement, source, recalled, parts, tuple(seeds))
         return self.claims[id]
 
