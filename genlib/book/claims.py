@@ -211,7 +211,7 @@ class Claims:
             return self._write()
         if not self.path.exists():
             return f"no record at scale {scale.scale()} yet: this run is the first; GENLIB_RECORD=1 keeps it"
-        recorded = _parts(json.loads(self.path.read_text())["claims"])
+        recorded = _parts(_read(self.path)["claims"])
         found = _parts([claim.entry() for claim in self._in_order()])
         if recorded.keys() != found.keys():
             raise AssertionError(f"{self.path} and this run differ in {_named(recorded.keys() ^ found.keys())}")
@@ -258,10 +258,17 @@ def records(folder: str | Path = "claims") -> pd.DataFrame:
     rows = []
     for path in sorted(Path(folder).glob("*.json")):
         chapter, at = path.stem.rsplit(".", 1)
-        record = json.loads(path.read_text())
+        record = _read(path)
         where = {"chapter": chapter, "scale": at, "genlib": record["environment"]["genlib"]}
         rows += [where | entry for entry in record["claims"]]
     return pd.DataFrame(rows)
+
+
+def _read(path: Path) -> dict:
+    record = json.loads(path.read_text("utf-8"))
+    if any("parts" not in entry for entry in record["claims"]):
+        raise ValueError(f"{path}: a record of an older form, without parts; write it anew with `make record`")
+    return record
 
 
 def _entry(effect: Effect) -> dict:

@@ -14,7 +14,7 @@ from genlib import scale
 from genlib.book import claims, criteria, inference
 from genlib.book.claims import Claims, ours, paper, shown
 from genlib.book.criteria import Criterion
-from genlib.book.parts import Effect, Part
+from genlib.book.parts import Effect
 
 RNG = np.random.default_rng(0)
 NUMBERS = st.floats(-100, 100).map(lambda x: round(x, 3))
@@ -579,5 +579,9 @@ def test_the_table_has_a_row_a_part(chapter):
     assert chapter.table("paper.3").empty
 
 
-def test_a_part_is_a_plain_value():
-    assert P == Part("p", 0.2, "paper") and P != O
+def test_records_of_an_older_form_are_named(chapter):
+    state(chapter).decide(CLEAR)
+    chapter.path.write_text(json.dumps({"environment": {}, "claims": [{"id": "paper.1", "verdicts": {}}]}))
+    for read in (chapter.check, lambda: claims.records(chapter.path.parent)):
+        with pytest.raises(ValueError, match=r"01_test\.small\.json: a record of an older form, without parts"):
+            read()
