@@ -28,7 +28,8 @@ def verdict(values: Sequence[float], smallest: float, bounds: Bounds = UNBOUNDED
     zero on the claim's side or on the other. Else `open`.
     """
     low, high = bounded_interval(values, bounds)
-    if -smallest < low and high < smallest:
+    least = smallest * (1 - ROUNDING)
+    if -least < low and high < least:
         return "no effect of interest"
     return "reproduced" if low > 0 else "contradicted" if high < 0 else "open"
 

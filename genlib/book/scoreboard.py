@@ -53,7 +53,9 @@ def headline(parts: pd.DataFrame) -> str:
     """The counts at the scale `small` in one sentence, for the landing page."""
     parts = parts[parts["scale"] == "small"]
     claims = _claims(parts[parts["tested"]])
-    tally = ", ".join(f"{count} {verdict.replace(', ', ' and ')}" for verdict, count in _tally(claims["of_claim"]).items())
+    tally = ", ".join(
+        f"{count} {verdict.replace(', ', ' and ')}" for verdict, count in _tally(claims["of_claim"]).items()
+    )
     return (
         f"At the scale `small` it has put {_number(len(claims), 'claim')} of the papers to a test: {tally}. Beside them "
         f"stand {_number(len(_questions(parts)), 'question')} of its own, and "

@@ -122,7 +122,11 @@ def test_the_ledger_has_a_row_a_part(root):
     assert len(parts) == 2 * 10
     small = parts[parts["scale"] == "small"].set_index(["id", "name"])
     assert small["tested"].sum() == 6
-    assert small.loc[("zhang2017.2", "slow"), ["of_claim", "verdict", "seeds"]].tolist() == ["partly", "contradicted", 3]
+    assert small.loc[("zhang2017.2", "slow"), ["of_claim", "verdict", "seeds"]].tolist() == [
+        "partly",
+        "contradicted",
+        3,
+    ]
     assert parts["again"].isna().all()
 
 
@@ -213,7 +217,9 @@ def test_a_second_record_is_shown_where_there_is_one_and_doubts_a_claim(root, de
     assert parts.loc[parts["scale"] == "gpu", "of_claim"].iloc[0] == "reproduced"
     assemble(root, "small")
     text = (root / "chapters/scoreboard.md").read_text()
-    assert "On generated data 3 parts of the papers were decided a second time, and 1 verdict came out otherwise: " in text
+    assert (
+        "On generated data 3 parts of the papers were decided a second time, and 1 verdict came out otherwise: " in text
+    )
     assert "<code>zhang2017.1</code></a>: reproduced, there open." in text
     rows = {row[0]: row[1:] for row in _cells(root / "chapters/scoreboard.md") if len(row) == 8}
     assert (rows["it rises"][-1], rows["*slow*: it is more"][-1]) == ("open", "same")
