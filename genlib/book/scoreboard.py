@@ -17,7 +17,7 @@ __all__ = ["VERDICTS_IN_ORDER", "badges", "draw_effects", "headline", "scoreboar
 
 VERDICTS_IN_ORDER = ("reproduced", "partly", *VERDICTS[1:])
 BADGES = dict(
-    zip(VERDICTS_IN_ORDER, ("success", "warning", "danger", "info", "muted", "secondary"), strict=True)
+    zip(VERDICTS_IN_ORDER, ("success", "warning", "danger", "info", "muted", "primary"), strict=True)
 )  # names of colours: those of sphinx-design's badges, and of our tiles
 SIGNS = dict(zip(VERDICTS_IN_ORDER, "✓◐✗≈○⊢", strict=True))
 COLOURS = dict(
@@ -57,8 +57,8 @@ def headline(parts: pd.DataFrame) -> str:
         f"{count} {verdict.replace(', ', ' and ')}" for verdict, count in _tally(claims["of_claim"]).items()
     )
     return (
-        f"At the scale `small` it has put {_number(len(claims), 'claim')} of the papers to a test: {tally}. Beside them "
-        f"stand {_number(len(_questions(parts)), 'question')} of its own, and "
+        f"At the scale `small` it has put {_number(len(claims), 'claim')} of the papers to a test: {tally}. Beside "
+        f"them stand {_number(len(_questions(parts)), 'question')} of its own, and "
         f"{_number(int(parts['shown'].sum()), 'fact')} that hold by a theorem or by construction."
     )
 
@@ -190,35 +190,41 @@ def _exceptions(parts: pd.DataFrame) -> str:
 def _exception(part) -> str:
     second = f", on generated data {part.again}" if _other(part, part.again) not in ("–", "same") else ""
     name = f"*{part.name}*, " if part.name else ""
-    return f"{badges(part.verdict)}{_too_small(part)} {name}{_measured(part)}{second}"
+    return f"{badges(part.verdict)} {name}{_measured(part)}{_too_small(part)}{second}"
 
 
 def _claim(parts: pd.DataFrame) -> str:
-    """A claim with the table of its parts."""
+    """A claim with its criteria and the table of its parts."""
     claim = next(parts.itertuples())
     source = f"{claim.source}, recalled" if claim.recalled else claim.source
-    head = f'<span id="{_anchor(claim)}"></span>**`{claim.id}`** {badges(claim.of_claim) if _rated(claim) else ""}'
-    seeds = _number(claim.seeds, "seed")
+    verdict = f" {badges(claim.of_claim)}" if _rated(claim) else ""
+    said = f"{claim.statement} ({source}; {_number(claim.seeds, 'seed')}){_figure(claim)}"
     rows = pd.DataFrame([_row(part) for part in parts.itertuples()])
     if parts["again"].isna().all():
         rows = rows.drop(columns="Generated data")
-    return f"{head} {claim.statement} ({source}; {seeds}){_figure(claim)}\n\n{table(rows)}"
+    if (parts["name"] == "").all():
+        rows = rows.drop(columns="Part")
+    criteria = "\n".join(_criterion(part) for part in parts.itertuples())
+    return f'<span id="{_anchor(claim)}"></span>**`{claim.id}`**{verdict} {said}\n\n{criteria}\n\n{table(rows)}'
 
 
 def _rated(claim) -> bool:
     return claim.of_claim in VERDICTS_IN_ORDER or ", " in claim.of_claim
 
 
+def _criterion(part) -> str:
+    kind = ("our own" if part.shown else "our question") if part.whose == "ours" else ""
+    head = " ".join([f"*{part.name}*"] * bool(part.name) + [f"({kind})"] * bool(kind))
+    return f"- {head}: {part.criterion}" if head else f"- {part.criterion}"
+
+
 def _row(part) -> dict[str, str]:
-    ours = part.whose == "ours"
-    kind = f" ({'our own' if part.shown else 'our question'})" if ours else ""
-    name = f"*{part.name}*{kind}: " if part.name else f"{kind.strip()} ".lstrip()
     return {
-        "Criterion": f"{name}{part.criterion}",
-        "Measured, with 95 % interval": _measured(part),
-        "Smallest of interest": "–" if part.shown else f"{part.smallest:.2g}",
-        "Power": "–" if part.shown else f"{100 * part.power:.0f} %",
-        "Verdict": badges(part.verdict, ours=ours) + _too_small(part),
+        "Part": f"*{part.name}*",
+        "Effect, 95 % interval": _measured(part),
+        "δ": "–" if part.shown else f"{part.smallest:.2g}",
+        "Power": "–" if part.shown else f"{100 * part.power:.0f}\u00a0%",
+        "Verdict": badges(part.verdict, ours=part.whose == "ours") + _too_small(part),
         "Holm": _other(part, part.holm),
         "B.–H.": _other(part, part.fdr),
         "Generated data": _other(part, part.again),
@@ -231,7 +237,7 @@ def _other(part, verdict: object) -> str:
 
 
 def _too_small(part) -> str:
-    return " too small to see with these seeds" if part.verdict == "open" and part.power < SMALLEST_POWER else ""
+    return ", too small to see with these seeds" if part.verdict == "open" and part.power < SMALLEST_POWER else ""
 
 
 def _measured(part) -> str:

@@ -40,13 +40,12 @@ def simulations(parts: pd.DataFrame) -> dict[str, str]:
     found = simulated(parts[parts["scale"] == "small"])
     rows = pd.DataFrame(
         {
-            "Claim": f"`{part.id}`" + (f" *{part.name}*" if part.name else ""),
-            "Whose": "ours" if part.whose == "ours" else "the paper's",
+            "Claim": part.id + f" *{part.name}*" * bool(part.name) + " (ours)" * (part.whose == "ours"),
             "Effect of a seed": KINDS[part.kind],
             "Seeds": str(part.seeds),
-            "Reproduced without an effect": _percent(part.reproduced),
-            "Contradicted without an effect": _percent(part.contradicted),
-            "Smallest effect of interest": f"{part.smallest:.2g}",
+            "No effect: reproduced": _percent(part.reproduced),
+            "No effect: contradicted": _percent(part.contradicted),
+            "δ": f"{part.smallest:.2g}",
             "Power": _percent(part.power),
         }
         for part in found.itertuples()
@@ -56,14 +55,14 @@ def simulations(parts: pd.DataFrame) -> dict[str, str]:
         "the summary of simulations": (
             f"All {len(found)} tested parts, {DRAWS:,} simulated runs each. Without an effect a part says *reproduced* "
             f"in {_percent(found['reproduced'].mean())} of the runs on average and in "
-            f"{_percent(found['reproduced'].max())} at most; the rule allows {_percent(FALSE)}, and the shares below err by "
-            f"about half a point. {able} of the {len(found)} parts find their smallest effect of interest in at least "
-            f"{_percent(SMALLEST_POWER)} of the runs. Of {plain} parts the effect of a seed is one number already; for these "
-            "the simulation tries nothing but Student's interval on normal numbers."
+            f"{_percent(found['reproduced'].max())} at most; the rule allows {_percent(FALSE)}, and the shares below "
+            f"err by about half a point. {able} of the {len(found)} parts find their smallest effect of interest in at "
+            f"least {_percent(SMALLEST_POWER)} of the runs. Of {plain} parts the effect of a seed is one number "
+            "already; for these the simulation tries nothing but Student's interval on normal numbers."
         ),
         "the table of simulations": table(rows),
     }
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 0.995 else "100 %"
+    return f"{100 * share:.2g}\u00a0%" if share < 0.995 else "100\u00a0%"

@@ -1,4 +1,4 @@
-"""The house rules for chapters, their records, and built pages. Each function yields what is wrong, one line a fault."""
+"""The house rules for chapters, their records, and built pages: functions that yield what is wrong, a line a fault."""
 
 import re
 from collections.abc import Iterator
@@ -97,7 +97,7 @@ def _part_faults(part: dict, seeds: int) -> Iterator[str]:
         yield f"{len(part['values'])} effects for {seeds} seeds"
     if part["shown"]:
         if part["verdict"] != "shown" or min(part["values"]) <= 0:
-            yield f"it holds by a theorem, its verdict is {part['verdict']!r} and its least effect {min(part['values'])}"
+            yield f"it holds by a theorem; its verdict is {part['verdict']!r}, its least effect {min(part['values'])}"
     elif not (part["smallest"] and part["smallest"] > 0):
         yield "no smallest effect of interest"
     else:

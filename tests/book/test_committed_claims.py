@@ -126,7 +126,7 @@ def test_a_faultless_record_has_no_faults(record):
         ),
         (
             lambda claim: claim["parts"]["c"].update(values=[1, 0, 1]),
-            r"paper.1 \(c\): it holds by a theorem, .* effect 0",
+            r"paper.1 \(c\): it holds by a theorem; .* effect 0",
         ),
         (lambda claim: claim.pop("parts"), "paper.1: of an older form, without parts"),
     ],
