@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from genlib import scale
@@ -19,10 +20,11 @@ from genlib.book.sentences import figures
 __all__ = ["PLACE", "Claim", "Claims", "Part", "ours", "paper", "records", "shown"]
 
 PLACE = re.compile(
-    r"\b(Section|Theorem|Proposition|Lemma|Corollary|Figure|Table|Equation|Appendix)s? [A-Z]?\.?\d"
+    r"\b(Section|Theorem|Proposition|Lemma|Corollary|Definition|Figure|Table|Equation|Appendix)s? \(?[A-Z]?\.?\d"
     r"|\bAppendix [A-Z]|\bIntroduction\b"
 )
 FALSE_ALARMS = 1e-3  # of all verdicts of a chapter together
+_STATED = ("whose", "shown", "smallest", "bounds")  # of a part: what its verdict hangs on
 _COLUMNS = (
     "claim",
     "part",
@@ -80,6 +82,11 @@ class Claim:
             )
         if bad := [each for each in values if not math.isfinite(each)]:
             raise ValueError(f"{self.id}, {name}: {len(bad)} of {len(values)} effects are not finite")
+        if not scale.dry_run() and (lost := int((~np.isfinite(of.quantities)).sum())):
+            raise ValueError(
+                f"{self.id}, {name}: {lost} of the {of.quantities.size} numbers that its effects are made of are not "
+                "finite; say beforehand what a network counts as that did not converge"
+            )
         effect = Effect(self.parts[name], values, of)
         if effect.part.shown and not scale.dry_run() and min(values) <= 0:
             raise AssertionError(
@@ -199,9 +206,9 @@ class Claims:
 
         Two runs may name an effect differently although they agree about it. So a verdict that differs is reported, and
         stops the run where the two means differ as well, by Welch's test at a level of 0.001 shared by all parts of the
-        chapter, so that new seeds do so in fewer than one chapter in a thousand. Then AssertionError. A claim that was
-        stated and not decided: ValueError. With GENLIB_RECORD=1 the record is written instead. A dry run compares
-        nothing.
+        chapter, so that new seeds do so in fewer than one chapter in a thousand. Then AssertionError, as where parts
+        are not those of the record. A claim that was stated and not decided: ValueError. With GENLIB_RECORD=1 the
+        record is written instead. A dry run compares nothing.
         """
         if undecided := [claim.id for claim in self.claims.values() if not claim.effects]:
             raise ValueError(f"{', '.join(undecided)}: stated, not decided")
@@ -215,6 +222,10 @@ class Claims:
         found = _parts([claim.entry() for claim in self._in_order()])
         if recorded.keys() != found.keys():
             raise AssertionError(f"{self.path} and this run differ in {_named(recorded.keys() ^ found.keys())}")
+        if restated := [key for key in found if any(recorded[key][each] != found[key][each] for each in _STATED)]:
+            raise AssertionError(
+                f"{self.path} was made with another {', '.join(_STATED)} of {_named(restated)}: `make record`"
+            )
         differing = [key for key in found if recorded[key]["verdict"] != found[key]["verdict"]]
         lines = [
             f"{_named([key])}: recorded {recorded[key]['verdict']}, here {found[key]['verdict']}" for key in differing

@@ -381,6 +381,18 @@ def test_effects_that_decide_nothing_are_refused(chapter, effects, message):
         state(chapter).decide(effects)
 
 
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_a_network_that_is_lost_is_not_taken_for_a_trend_of_zero(chapter, lost, monkeypatch):
+    of = table(4, 3)
+    of.iloc[1, 2] = lost
+    with pytest.raises(
+        ValueError, match=r"paper\.1, paper\.1: 1 of the 12 numbers that its effects are made of are not"
+    ):
+        state(chapter).decide(criteria.tau(of))
+    monkeypatch.setenv("GENLIB_DRY_RUN", "1")
+    state(chapter, id="paper.2", count=2).decide(criteria.tau(of.iloc[:, 1:]))
+
+
 def test_what_holds_by_a_theorem_must_hold(chapter, monkeypatch):
     claim = state(chapter, S)
     with pytest.raises(AssertionError, match=r"holds by a theorem, and the smallest of its effects is -0\.1"):
@@ -413,6 +425,7 @@ def test_a_claim_is_stated_once_with_its_place_and_all_its_seeds(chapter):
         ("Table A.1", True),
         ("Figures 2 to 4", True),
         ("Introduction", True),
+        ("Equation (3)", True),
         ("the discussion of norms", False),
         ("Section", False),
         ("a table", False),
@@ -516,6 +529,24 @@ def test_parts_that_came_went_or_changed_their_name_are_noticed(chapter, recorde
         chapter.check()
     chapter.claims.clear()
     with pytest.raises(AssertionError, match=r"differ in paper\.1 \(a\)"):
+        chapter.check()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        ours("the effect is above 0", smallest=0.2),
+        paper("the effect is above 0", smallest=0.1),
+        paper("the effect is above 0", smallest=0.2, bounds=(-1, 1)),
+        shown("the effect is above 0"),
+    ],
+)
+def test_a_part_that_was_stated_otherwise_in_the_record_is_noticed(chapter, recorded, part):
+    state(chapter).decide([0.4, 0.5, 0.6])
+    recorded(chapter)
+    chapter.claims.clear()
+    state(chapter, part).decide([0.4, 0.5, 0.6])
+    with pytest.raises(AssertionError, match=r"with another whose, shown, smallest, bounds of paper\.1: `make record`"):
         chapter.check()
 
 

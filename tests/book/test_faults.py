@@ -67,7 +67,11 @@ def test_error_differing_verdict_and_sentence_fail(tmp_path):
     _notebook(tmp_path / "00_error.ipynb", "1 / 0")
     _notebook(tmp_path / "03_says.ipynb", SAY)
     for name, sign in {"01_same": 1, "02_other": -1}.items():
-        part = {"verdict": "reproduced" if sign > 0 else "contradicted", "values": [1.0 * sign, 1.2 * sign, 1.1 * sign]}
+        part = {"whose": "paper", "shown": False, "smallest": 0.1, "bounds": [None, None]}
+        part |= {
+            "verdict": "reproduced" if sign > 0 else "contradicted",
+            "values": [1.0 * sign, 1.2 * sign, 1.1 * sign],
+        }
         record = {"environment": {}, "claims": [{"id": "paper.1", "parts": {"paper.1": part}}]}
         (tmp_path / f"claims/{name}.small.json").write_text(json.dumps(record))
         _notebook(tmp_path / f"{name}.ipynb", DECIDE.format(name))
