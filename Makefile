@@ -11,7 +11,7 @@ export GENLIB_CACHE ?= $(CURDIR)/.cache
 
 # Dry runs try every scale. Of the larger ones `test` takes one, by turns from change to change.
 SCALES  ?= small gpu paper
-SOURCES := $(wildcard genlib/*.py genlib/*/*.py chapters/*.ipynb chapters/claims/*.json chapters/records/*)
+SOURCES := $(wildcard genlib/*.py genlib/*/*.py chapters/*.ipynb chapters/claims/*.json chapters/claims/*/*.json chapters/records/*)
 LARGER   = $(word $(shell expr 1 + $$(cat $(SOURCES) | cksum | cut -d ' ' -f 1) % 2),gpu paper)
 
 # Side by side, of one thread each. The chapters of a book that is read run one after the other: it says how long each

@@ -3,8 +3,9 @@
 In the folder of executed chapters this writes
 - the configuration: execution off, and what depends on the repository's address,
 - figures/<name>: every named figure of the chapters, for other pages to show,
-- the scoreboard of claims, the table of execution times, the catalogue of measures and its short form, the
-  reference of genlib, and the table and figure of the benchmarks,
+- the scoreboard of claims, their counts on the first page, and their criteria without an effect,
+- the table of execution times, the catalogue of measures and its short form, the reference of genlib, and the table and
+  figure of the benchmarks,
 - each chapter's run time, where its first cell links to that table.
 """
 
@@ -25,9 +26,11 @@ import yaml
 
 from genlib.book import claims, plots
 from genlib.book.catalogue import catalogue_table, cheat_sheet
+from genlib.book.ledger import SCALES, ledger
 from genlib.book.reference import reference
 from genlib.book.repository import chapters
-from genlib.book.scoreboard import SCALES, draw_effects, scoreboard
+from genlib.book.scoreboard import draw_effects, headline, scoreboard
+from genlib.book.simulations import simulations
 from genlib.book.tables import table
 
 ROOT = Path(__file__).parents[2]
@@ -44,10 +47,13 @@ def assemble(root: Path, scale: str, benchmarks: Path = BENCHMARKS) -> None:
     configure(root / "_config.yml")
     _write_figures(notebooks.values(), root / "chapters/figures")
     titles = {path.stem: notebook.cells[0].source.splitlines()[0].lstrip("# ") for path, notebook in notebooks.items()}
-    decided = claims.records(root / "chapters/claims")
-    for what, text in scoreboard(titles, decided).items():
+    parts = ledger(claims.records(root / "chapters/claims"), claims.records(root / "chapters/claims/fresh"))
+    for what, text in scoreboard(titles, parts).items():
         _fill(root / "chapters/scoreboard.md", what, text)
-    draw_effects(decided, root / "chapters/figures/effects.svg")
+    draw_effects(parts, root / "chapters/figures/effects.svg")
+    _fill(root / "chapters/index.md", "the count of claims", headline(parts))
+    for what, text in simulations(parts).items():
+        _fill(root / "chapters/criteria_simulated.md", what, text)
     _fill(root / "chapters/execution_times.md", "the table of execution times", times_table(notebooks, scale, records))
     _fill(root / "chapters/catalogue.md", "the catalogue", catalogue_table())
     _fill(root / "chapters/cheat_sheet.md", "the cheat sheet", cheat_sheet(ROOT / "chapters"))

@@ -8,21 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from genlib import scale
 from genlib.book import inference
-from genlib.book.criteria import Criterion, value
+from genlib.book.criteria import Criterion, Values, value
 from genlib.book.parts import Effect, Part, ours, paper, shown
 from genlib.book.sentences import figures
 
 __all__ = ["PLACE", "Claim", "Claims", "Part", "ours", "paper", "records", "shown"]
 
 PLACE = re.compile(
-    r"\b(Section|Theorem|Proposition|Lemma|Corollary|Figure|Table|Equation|Appendix)s? [A-Z]?\.?\d"
+    r"\b(Section|Theorem|Proposition|Lemma|Corollary|Definition|Figure|Table|Equation|Appendix)s? \(?[A-Z]?\.?\d"
     r"|\bAppendix [A-Z]|\bIntroduction\b"
 )
 FALSE_ALARMS = 1e-3  # of all verdicts of a chapter together
+_STATED = ("whose", "shown", "smallest", "bounds")  # of a part: what its verdict hangs on
 _COLUMNS = (
     "claim",
     "part",
@@ -51,7 +53,7 @@ class Claim:
 
     def decide(
         self,
-        measured: Sequence[float] | Criterion | Mapping[str, Sequence[float] | Criterion],
+        measured: Values | Criterion | Mapping[str, Values | Criterion],
         *,
         figure: str | None = None,
     ) -> str:
@@ -68,7 +70,7 @@ class Claim:
         self.figure = figure
         return self.verdict
 
-    def _effect(self, name: str, measured: Sequence[float] | Criterion) -> Effect:
+    def _effect(self, name: str, measured: Values | Criterion) -> Effect:
         if isinstance(measured, pd.Series) and set(measured.index) >= set(self.seeds):
             measured = measured.loc[list(self.seeds)]
         of = measured if isinstance(measured, Criterion) else value(measured)
@@ -80,6 +82,11 @@ class Claim:
             )
         if bad := [each for each in values if not math.isfinite(each)]:
             raise ValueError(f"{self.id}, {name}: {len(bad)} of {len(values)} effects are not finite")
+        if not scale.dry_run() and (lost := int((~np.isfinite(of.quantities)).sum())):
+            raise ValueError(
+                f"{self.id}, {name}: {lost} of the {of.quantities.size} numbers that its effects are made of are not "
+                "finite; say beforehand what a network counts as that did not converge"
+            )
         effect = Effect(self.parts[name], values, of)
         if effect.part.shown and not scale.dry_run() and min(values) <= 0:
             raise AssertionError(
@@ -154,6 +161,8 @@ class Claims:
                 f"{id}: seeds are {list(seeds)}; give scale.seeds(count) of at least 3, and leave none out"
             )
         parts = {id: parts} if isinstance(parts, Part) else dict(parts)
+        if not parts:
+            raise ValueError(f"{id}: no parts; give one, or several by name")
         self.claims[id] = Claim(id, statement, source, recalled, parts, tuple(seeds))
         return self.claims[id]
 
@@ -199,9 +208,9 @@ class Claims:
 
         Two runs may name an effect differently although they agree about it. So a verdict that differs is reported, and
         stops the run where the two means differ as well, by Welch's test at a level of 0.001 shared by all parts of the
-        chapter, so that new seeds do so in fewer than one chapter in a thousand. Then AssertionError. A claim that was
-        stated and not decided: ValueError. With GENLIB_RECORD=1 the record is written instead. A dry run compares
-        nothing.
+        chapter, so that new seeds do so in fewer than one chapter in a thousand. Then AssertionError, as where parts
+        are not those of the record. A claim that was stated and not decided: ValueError. With GENLIB_RECORD=1 the
+        record is written instead. A dry run compares nothing.
         """
         if undecided := [claim.id for claim in self.claims.values() if not claim.effects]:
             raise ValueError(f"{', '.join(undecided)}: stated, not decided")
@@ -211,10 +220,14 @@ class Claims:
             return self._write()
         if not self.path.exists():
             return f"no record at scale {scale.scale()} yet: this run is the first; GENLIB_RECORD=1 keeps it"
-        recorded = _parts(json.loads(self.path.read_text())["claims"])
+        recorded = _parts(_read(self.path)["claims"])
         found = _parts([claim.entry() for claim in self._in_order()])
         if recorded.keys() != found.keys():
             raise AssertionError(f"{self.path} and this run differ in {_named(recorded.keys() ^ found.keys())}")
+        if restated := [key for key in found if any(recorded[key][each] != found[key][each] for each in _STATED)]:
+            raise AssertionError(
+                f"{self.path} was made with another {', '.join(_STATED)} of {_named(restated)}: `make record`"
+            )
         differing = [key for key in found if recorded[key]["verdict"] != found[key]["verdict"]]
         lines = [
             f"{_named([key])}: recorded {recorded[key]['verdict']}, here {found[key]['verdict']}" for key in differing
@@ -258,10 +271,17 @@ def records(folder: str | Path = "claims") -> pd.DataFrame:
     rows = []
     for path in sorted(Path(folder).glob("*.json")):
         chapter, at = path.stem.rsplit(".", 1)
-        record = json.loads(path.read_text())
+        record = _read(path)
         where = {"chapter": chapter, "scale": at, "genlib": record["environment"]["genlib"]}
         rows += [where | entry for entry in record["claims"]]
     return pd.DataFrame(rows)
+
+
+def _read(path: Path) -> dict:
+    record = json.loads(path.read_text("utf-8"))
+    if any("parts" not in entry for entry in record["claims"]):
+        raise ValueError(f"{path}: a record of an older form, without parts; write it anew with `make record`")
+    return record
 
 
 def _entry(effect: Effect) -> dict:

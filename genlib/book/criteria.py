@@ -14,7 +14,7 @@ from scipy import stats
 
 __all__ = ["Criterion", "difference", "log_ratio", "rank_correlation", "slope", "smallest", "tau", "value"]
 
-Values = Sequence[float] | pd.Series | np.ndarray
+Values = Sequence[float | int] | pd.Series | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,22 @@ class Criterion:
     quantities: Float[np.ndarray, "seeds k"]
     grid: tuple[float, ...] = ()
 
+    @classmethod
+    def of_record(cls, kept: Mapping) -> "Criterion":
+        """What a record kept of a criterion, as one again."""
+        return cls(kept["name"], np.array(kept["quantities"], float), tuple(map(float, kept["grid"])))
+
     @property
     def effects(self) -> Float[np.ndarray, " seeds"]:
         """One effect a seed."""
         return self._effects(self.quantities)
 
-    def simulated(self, effect: float, *, draws: int = 2000, seed: int = 0) -> Float[np.ndarray, "draws seeds"]:
+    def simulated(self, effect: float | int, *, draws: int = 2000, seed: int = 0) -> Float[np.ndarray, "draws seeds"]:
         """Effects of simulated quantities whose effect is this on average, with the covariance of these quantities.
 
         Quantities are normal around means without an effect, to which the least that the criterion asks for is added:
-        a shift of the first, of all, or along the grid. Rank correlations are those of normal samples whose
-        correlation varies between seeds as it does here.
+        a shift of the first, of all, or along the grid. Rank correlations are normal on Fisher's scale, atanh ρ, with
+        the variance between seeds that these have there.
         """
         rng = np.random.default_rng(seed)
         seeds = len(self.quantities)
@@ -79,19 +84,15 @@ class Criterion:
 
     def _correlated(self, effect: float, rng: np.random.Generator, draws: int) -> np.ndarray:
         seeds, k = self.quantities.shape
-        shape = (draws, seeds, k // 2)
-        spread = max(self.effects.var(ddof=1) - (1 - self.effects.mean() ** 2) ** 2 / (k // 2 - 1), 0) ** 0.5
-        x, noise = rng.standard_normal(shape), rng.standard_normal(shape)
-        shift = spread * rng.standard_normal((draws, seeds, 1))
-
-        def at(r: float) -> np.ndarray:
-            r = np.clip(r + shift, -1, 1)
-            return self._effects(np.concatenate([x, r * x + np.sqrt(1 - r**2) * noise], -1))
-
-        return at(0.0 if effect == 0 else _root(lambda r: at(r).mean() - effect, highest=1.0))
+        n = max(k // 2, 2)
+        most = 1 - 6 / (n * (n**2 - 1))  # half a step of the coefficient below 1, where Fisher's scale ends
+        z = np.arctanh(self.effects.clip(-most, most))
+        spread = np.sqrt(((z - z.mean()) ** 2).sum() / max(seeds - 1, 1))
+        noise = spread * rng.standard_normal((draws, seeds))
+        return np.tanh(noise if effect == 0 else noise + _root(lambda m: np.tanh(m + noise).mean() - effect))
 
 
-def value(x: Values, *, above: float = 0.0) -> Criterion:
+def value(x: Values, *, above: float | int = 0) -> Criterion:
     """x - above, of one value a seed."""
     return Criterion("value", _columns(x) - above)
 
@@ -108,7 +109,7 @@ def log_ratio(x: Values, y: Values) -> Criterion:
     return Criterion("difference", np.log(both))
 
 
-def smallest(of: pd.DataFrame | Mapping[str, Values]) -> Criterion:
+def smallest(of: pd.DataFrame | Mapping[object, Values]) -> Criterion:
     """The smallest of several numbers of each seed: the rows of a table with a column a seed, or a mapping's values."""
     return Criterion("smallest", _table(of) if isinstance(of, pd.DataFrame) else _columns(*of.values()))
 
@@ -151,11 +152,11 @@ def _without_effect(name: str, mean: np.ndarray, grid: np.ndarray) -> tuple[np.n
     return np.full_like(mean, mean.mean()), grid - grid.mean()
 
 
-def _root(of: Callable[[float], float], *, highest: float = np.inf) -> float:
+def _root(of: Callable[[float], float]) -> float:
     """Where an increasing function of a positive number crosses zero: the bound is doubled, then halved."""
     high = 1e-6
-    while high < highest and of(high) < 0 and high < 1e12:
-        high = min(2 * high, highest)
+    while of(high) < 0 and high < 1e12:
+        high *= 2
     low = 0.0
     for _ in range(40):
         middle = (low + high) / 2

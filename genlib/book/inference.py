@@ -12,8 +12,9 @@ from genlib.estimates import interval
 __all__ = ["VERDICTS", "bounded_interval", "differ", "holm", "p_value", "rates", "verdict"]
 
 VERDICTS = ("reproduced", "contradicted", "no effect of interest", "open", "shown")
-Bounds = tuple[float, float]
+Bounds = tuple[float | int, float | int]
 UNBOUNDED: Bounds = (-math.inf, math.inf)
+ROUNDING = 1e-9  # equal numbers may differ by less than this, as a share of them
 
 
 def bounded_interval(values: Sequence[float], bounds: Bounds = UNBOUNDED) -> tuple[float, float]:
@@ -27,7 +28,8 @@ def verdict(values: Sequence[float], smallest: float, bounds: Bounds = UNBOUNDED
     zero on the claim's side or on the other. Else `open`.
     """
     low, high = bounded_interval(values, bounds)
-    if -smallest < low and high < smallest:
+    least = smallest * (1 - ROUNDING)
+    if -least < low and high < least:
         return "no effect of interest"
     return "reproduced" if low > 0 else "contradicted" if high < 0 else "open"
 
@@ -39,7 +41,7 @@ def rates(effects: Float[np.ndarray, "draws seeds"], smallest: float) -> tuple[f
     n = effects.shape[1]
     mean = effects.mean(1)
     half = stats.t.ppf(0.975, n - 1) * effects.std(1, ddof=1) / math.sqrt(n)
-    of_interest = np.abs(mean) + half >= smallest
+    of_interest = np.abs(mean) + half >= smallest * (1 - ROUNDING)
     return float((of_interest & (mean > half)).mean()), float((of_interest & (-mean > half)).mean())
 
 
@@ -50,7 +52,7 @@ def p_value(values: Sequence[float], smallest: float) -> float:
     on either side: twice the larger one-sided p.
     """
     n, mean, s = len(values), float(np.mean(values)), float(np.std(values, ddof=1))
-    if s == 0:
+    if s <= ROUNDING * abs(mean):
         return 0.0
     of = stats.t(n - 1).sf
     if verdict(values, smallest) == "no effect of interest":
@@ -69,6 +71,7 @@ def holm(p: Sequence[float]) -> np.ndarray:
 
 def differ(one: Sequence[float], other: Sequence[float], alpha: float) -> bool:
     """Whether two runs' means differ by Welch's test at this level."""
-    if np.std(one) == np.std(other) == 0:
-        return not math.isclose(np.mean(one), np.mean(other), rel_tol=1e-9, abs_tol=1e-12)
-    return bool(stats.ttest_ind(one, other, equal_var=False).pvalue < alpha)
+    moments = [(float(np.mean(each)), float(np.std(each, ddof=1)), len(each)) for each in (one, other)]
+    if all(s <= ROUNDING * abs(mean) for mean, s, _ in moments):
+        return not math.isclose(moments[0][0], moments[1][0], rel_tol=ROUNDING, abs_tol=1e-12)
+    return bool(stats.ttest_ind_from_stats(*moments[0], *moments[1], equal_var=False).pvalue < alpha)

@@ -8,6 +8,7 @@ import numpy as np
 
 from genlib.book import inference
 from genlib.book.criteria import Criterion
+from genlib.book.inference import Bounds
 
 __all__ = ["Effect", "Part", "ours", "paper", "shown"]
 
@@ -24,17 +25,17 @@ class Part:
     smallest: float | None
     whose: str
     shown: bool = False
-    bounds: tuple[float, float] = inference.UNBOUNDED
+    bounds: Bounds = inference.UNBOUNDED
 
     def described(self, name: str) -> str:
         """In a line of Markdown, under this name."""
         kinds = ["our question"] * (self.whose == "ours") + ["shown"] * self.shown
-        head = f"*{name}*" * bool(name) + f" ({', '.join(kinds)})" * bool(kinds)
+        head = " ".join([f"*{name}*"] * bool(name) + [f"({', '.join(kinds)})"] * bool(kinds))
         interest = "" if self.shown else f"; smallest effect of interest {self.smallest:g}"
         return f"{head}: {self.criterion}{interest}" if head else f"{self.criterion}{interest}"
 
 
-def paper(criterion: str, *, smallest: float, bounds: tuple[float, float] = inference.UNBOUNDED) -> Part:
+def paper(criterion: str, *, smallest: float | int, bounds: Bounds = inference.UNBOUNDED) -> Part:
     """A part that the paper states, with the smallest effect of interest, in the unit of the effect.
 
     `bounds` is the range of an effect that has one, such as (-1, 1) of a correlation.
@@ -42,7 +43,7 @@ def paper(criterion: str, *, smallest: float, bounds: tuple[float, float] = infe
     return _part(criterion, smallest, "paper", bounds)
 
 
-def ours(criterion: str, *, smallest: float, bounds: tuple[float, float] = inference.UNBOUNDED) -> Part:
+def ours(criterion: str, *, smallest: float | int, bounds: Bounds = inference.UNBOUNDED) -> Part:
     """A question that this book adds: it gets an answer, and the paper's verdict does not count it."""
     return _part(criterion, smallest, "ours", bounds)
 
@@ -52,12 +53,14 @@ def shown(criterion: str, *, whose: str = "paper") -> Part:
     return Part(criterion, None, whose, shown=True)
 
 
-def _part(criterion: str, smallest: float, whose: str, bounds: tuple[float, float]) -> Part:
+def _part(criterion: str, smallest: float, whose: str, bounds: Bounds) -> Part:
     if not (smallest and 0 < smallest < math.inf):
         raise ValueError(f"smallest is {smallest!r}; give the smallest effect of interest, a positive number")
     if not bounds[0] <= 0 <= bounds[1]:
         raise ValueError(f"bounds are {bounds}; an effect of 0 must lie within")
-    return Part(criterion, float(smallest), whose, bounds=bounds)
+    if smallest > bounds[1]:
+        raise ValueError(f"smallest is {smallest}, above what the effect can be, {bounds[1]}; give a smaller one")
+    return Part(criterion, float(smallest), whose, bounds=(float(bounds[0]), float(bounds[1])))
 
 
 @dataclass(frozen=True)

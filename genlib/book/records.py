@@ -38,7 +38,7 @@ def population(
 
 
 def recorded(name: str, *, folder: str | Path = "records") -> pd.DataFrame | None:
-    """All blocks of the committed record, its provenance in `.attrs`; None without one at this scale or on these data."""
+    """All blocks of the committed record, provenance in `.attrs`; None without one at this scale or for fresh data."""
     path = _path(name, Path(folder))
     return pd.read_parquet(path) if path.exists() and scale.digits() == "digits" else None
 

@@ -1,4 +1,4 @@
-"""The house rules for chapters and for built pages. Each function yields what is wrong, one line a fault."""
+"""The house rules for chapters, their records, and built pages: functions that yield what is wrong, a line a fault."""
 
 import re
 from collections.abc import Iterator
@@ -6,10 +6,25 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pandas as pd
 from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 
-__all__ = ["built_pages", "guide_faults", "notebook_faults", "output_faults", "page_faults", "parsed", "site_faults"]
+from genlib.book import inference
+from genlib.book.claims import PLACE, of_claim
+
+__all__ = [
+    "built_pages",
+    "exceptions",
+    "exceptions_faults",
+    "guide_faults",
+    "notebook_faults",
+    "output_faults",
+    "page_faults",
+    "parsed",
+    "record_faults",
+    "site_faults",
+]
 
 HIDDEN = {"hide-input", "hide-cell", "remove-cell"}
 TAGS = HIDDEN | {"hide-output"}
@@ -54,6 +69,76 @@ def guide_faults(notebook: NotebookNode, setup_cell: str) -> Iterator[str]:
         else:
             in_solution = (in_solution or "{solution-start}" in cell.source) and "{solution-end}" not in cell.source
     yield from _prose_faults(notebook.cells)
+
+
+def record_faults(record: dict) -> Iterator[str]:
+    """What is wrong with a chapter's record of claims."""
+    block = record["environment"]["seed_block"]
+    for claim in record["claims"]:
+        id, seeds = claim["id"], claim["seeds"]
+        if "parts" not in claim:
+            yield f"{id}: of an older form, without parts: `make record`"
+            continue
+        if not PLACE.search(claim["source"]):
+            yield f"{id}: its source {claim['source']!r} names no section, theorem, figure or table"
+        if seeds != [1000 * block + i for i in range(len(seeds))] or len(seeds) < 3:
+            yield f"{id}: its seeds {seeds} are not the first of block {block}: none may be left out"
+        for name, part in claim["parts"].items():
+            yield from (f"{id} ({name}): {fault}" for fault in _part_faults(part, len(seeds)))
+        verdict = of_claim({name: (part["whose"], part["verdict"]) for name, part in claim["parts"].items()})
+        if claim["verdict"] != verdict:
+            yield f"{id}: its verdict is {claim['verdict']!r}, and that of its parts {verdict!r}"
+
+
+def _part_faults(part: dict, seeds: int) -> Iterator[str]:
+    if part["verdict"] not in inference.VERDICTS:
+        yield f"{part['verdict']!r} is none of the verdicts {', '.join(inference.VERDICTS)}"
+    if len(part["values"]) != seeds:
+        yield f"{len(part['values'])} effects for {seeds} seeds"
+    if part["shown"]:
+        if part["verdict"] != "shown" or min(part["values"]) <= 0:
+            yield f"it holds by a theorem; its verdict is {part['verdict']!r}, its least effect {min(part['values'])}"
+    elif not (part["smallest"] and part["smallest"] > 0):
+        yield "no smallest effect of interest"
+    else:
+        ends = (-float("inf"), float("inf"))
+        bounds = tuple(end if bound is None else bound for bound, end in zip(part["bounds"], ends, strict=True))
+        verdict = inference.verdict(part["values"], part["smallest"], bounds)
+        if part["verdict"] != verdict:
+            yield f"its verdict is {part['verdict']!r}, and its effects say {verdict!r}"
+
+
+def exceptions(parts: pd.DataFrame) -> dict[str, str]:
+    """What `what_did_not_reproduce.md` has to say of each claim that is not plainly reproduced: its verdict.
+
+    Of one that is reproduced partly also the other verdicts: `partly: contradicted, open`; or where it fails to be
+    reproduced on generated data alone, `partly: on generated data`.
+    """
+    tested, said = parts[parts["tested"] & (parts["scale"] == "small")], {}
+    for id, of in tested.groupby("id", sort=False):
+        verdict = of["of_claim"].iloc[0]
+        others = [word for word in inference.VERDICTS[1:] if word in set(of["verdict"])]
+        if verdict == "partly":
+            verdict = f"partly: {', '.join(others) or 'on generated data'}"
+        if verdict != "reproduced":
+            said[id] = verdict
+    return said
+
+
+def exceptions_faults(text: str, expected: dict[str, str]) -> Iterator[str]:
+    """Where a page's bold claims, `**zhang2017.6** (partly: open)`, are not those expected with their verdicts."""
+    named = {}
+    for id, verdict in re.findall(r"\*\*(\w+\.\d+)\.?\*\*(?:\s+\(([^)]*)\))?", text):
+        if id in named:
+            yield f"{id}: in bold twice"
+        named[id] = " ".join(verdict.split())
+    for id in sorted(named.keys() | expected.keys()):
+        if id not in named:
+            yield f"{id}: not named, and its record says {expected[id]}"
+        elif id not in expected:
+            yield f"{id}: named, and its record does not say that anything came out otherwise"
+        elif named[id] != expected[id]:
+            yield f"{id}: followed by ({named[id]}), and its record says ({expected[id]})"
 
 
 def output_faults(notebook: NotebookNode) -> Iterator[str]:

@@ -7,15 +7,20 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from genlib.book import claims
+from genlib import scale
+from genlib.book import claims, criteria, inference
 from genlib.book.assemble import BENCHMARKS, assemble, draw_speed, seconds
 from genlib.book.catalogue import cheat_sheet, words_outside
-from genlib.book.scoreboard import draw_effects
+from genlib.book.claims import Claims, ours, paper, shown
+from genlib.book.ledger import ledger
+from genlib.book.scoreboard import draw_effects, headline
+from genlib.book.simulations import simulated
 from genlib.measures import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
@@ -27,11 +32,38 @@ def _times(start, end):
     return {"execution": {"iopub.status.busy": stamp.format(start), "shell.execute_reply": stamp.format(end)}}
 
 
-def _claim(number, verdict, **changes):
-    id = f"zhang2017.{number}"
-    claim = {"id": id, "statement": "$|w|$ grows", "source": "Section 1", "criterion": "it rises"}
-    claim |= {"measured": {id: 0.5}, "interval": {id: [0.25, 0.75]}, "verdicts": {id: verdict}}
-    return claim | {"seeds": [0, 1, 2], "verdict": verdict, "figure": None} | changes
+CLEAR, SLIGHT, AROUND_ZERO = [0.4, 0.5, 0.6], [0.06, 0.2, 0.3], [-0.5, 0.5, 0.1]
+NONE, AGAINST = [0.01, -0.02, 0.0], [-1.0, -1.2, -1.1]
+DECIDED = {  # by number: parts with what was measured of each
+    1: {"": (paper("it rises", smallest=0.1), CLEAR)},
+    2: {"fits": (paper("it is 1", smallest=0.1), CLEAR), "slow": (paper("it is more", smallest=0.1), AGAINST)},
+    3: {"a": (paper("a", smallest=0.1), NONE), "b": (paper("b", smallest=0.1), AROUND_ZERO)},
+    4: {"x": (paper("x", smallest=0.1), SLIGHT), "y": (ours("y", smallest=0.1), AGAINST)},
+    5: {"": (shown("it holds"), [1.0, 1.0, 1.0])},
+    6: {"alone": (ours("we ask", smallest=0.1), CLEAR), "own": (shown("ours holds", whose="ours"), CLEAR)},
+}
+
+
+@pytest.fixture
+def decide(monkeypatch):
+    """Writes a record of these claims at one scale, into a folder."""
+
+    def write(folder, decided=DECIDED, at="small", chapter="01_memory"):
+        monkeypatch.setenv("GENLIB_SCALE", at)
+        monkeypatch.setenv("GENLIB_RECORD", "1")
+        of = Claims(chapter, folder=folder)
+        for number, parts in decided.items():
+            id = f"zhang2017.{number}"
+            where = {"source": f"Section {number}", "seeds": scale.seeds(3), "recalled": number == 3}
+            named = {name or id: part for name, (part, _) in parts.items()}
+            claim = of.state(id, f"$|w|$ grows {number}.", parts=named, **where)
+            measured = {name or id: values for name, (_, values) in parts.items()}
+            claim.decide(measured, figure="fig-b" if number == 2 else None)
+        of.check()
+        monkeypatch.delenv("GENLIB_RECORD")
+        monkeypatch.delenv("GENLIB_SCALE")
+
+    return write
 
 
 def _cells(page):
@@ -46,10 +78,10 @@ def _timing(kernel, **changes):
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path, decide):
     """An executed chapter with a figure, and its record at two scales."""
     (tmp_path / "chapters/claims").mkdir(parents=True)
-    pages = ("scoreboard", "execution_times", "how_fast", "catalogue", "cheat_sheet")
+    pages = ("index", "scoreboard", "criteria_simulated", "execution_times", "how_fast", "catalogue", "cheat_sheet")
     for name in ("_config.yml", *(f"chapters/{page}.md" for page in pages)):
         shutil.copy(ROOT / name, tmp_path / name)
     figure = {"mystnb": {"figure": {"name": "landing"}}}
@@ -60,13 +92,12 @@ def root(tmp_path):
     ]
     cells[2].outputs = [new_output("display_data", data={"image/png": PIXELS})]
     nbformat.write(new_notebook(cells=cells), tmp_path / "chapters/01_memory.ipynb")
-    parts = {"fits": "it is 1", "slow": "it is more"}
-    partly = _claim(2, "partly", criterion=parts, measured={"fits": 1, "slow": -2}, figure="fig-b")
-    partly |= {"interval": {"fits": [0.5, 1.5], "slow": [-3, -1]}}
-    partly |= {"verdicts": {"fits": "reproduced", "slow": "contradicted"}}
-    for scale, environment in {"small": {}, "gpu": {"seconds": 600.0}}.items():
-        record = {"environment": environment, "claims": [_claim(1, "reproduced"), partly]}
-        (tmp_path / f"chapters/claims/01_memory.{scale}.json").write_text(json.dumps(record))
+    for at, spent in {"small": None, "gpu": 600.0}.items():
+        decide(tmp_path / "chapters/claims", at=at)
+        path = tmp_path / f"chapters/claims/01_memory.{at}.json"
+        record = json.loads(path.read_text())
+        record["environment"]["seconds"] = spent
+        path.write_text(json.dumps(record))
     return tmp_path
 
 
@@ -82,46 +113,160 @@ def test_run_times_are_measured_or_recorded(root):
     assert row in _cells(root / "chapters/execution_times.md")
 
 
-def test_scoreboard_counts_and_lists(root):
-    assemble(root, "small")
-    text = " ".join((root / "chapters/scoreboard.md").read_text().split())
-    assert (
-        "At the scale `small` 2 claims were decided: 1 {bdg-success}`reproduced`, 1 {bdg-warning}`partly`. They have 3 "
-        "parts, each with a criterion of its own: 2 {bdg-success}`reproduced`, 1 {bdg-danger}`contradicted`." in text
-    )
-    assert "## Memory, at the scale `gpu`" in text
-    assert r"{bdg-success}`reproduced`<br>`zhang2017.1`: $\|w\|$ grows (Section 1) | it rises |" in text
-    assert "0.5 (0.25 … 0.75)<br>3 seeds" in text
-    assert "*slow*: -2 (-3 … -1), contradicted" in text
-    assert "{numref}`fig-b`" in text
+def _parts(root):
+    return ledger(claims.records(root / "chapters/claims"), claims.records(root / "chapters/claims/fresh"))
 
 
-def test_scoreboard_has_a_tile_for_every_claim_and_scale(root):
+def test_the_ledger_has_a_row_a_part(root):
+    parts = _parts(root)
+    assert len(parts) == 2 * 10
+    small = parts[parts["scale"] == "small"].set_index(["id", "name"])
+    assert small["tested"].sum() == 6
+    assert small.loc[("zhang2017.2", "slow"), ["of_claim", "verdict", "seeds"]].tolist() == [
+        "partly",
+        "contradicted",
+        3,
+    ]
+    assert parts["again"].isna().all()
+
+
+def test_corrections_are_over_the_papers_tested_parts_at_one_scale(root):
+    parts = _parts(root)
+    tested = parts[parts["tested"] & (parts["scale"] == "gpu")]
+    p = tested["p"].tolist()
+    for column, adjusted in {
+        "holm": inference.holm(p),
+        "fdr": [min(min(len(p) * q / sum(r <= q for r in p) for q in p if q >= each), 1) for each in p],
+    }.items():
+        expected = [v if q <= 0.05 else "open" for v, q in zip(tested["verdict"], adjusted, strict=True)]
+        assert tested[column].tolist() == expected
+    assert (tested["holm"] != tested["verdict"]).any()
+    assert parts.loc[~parts["tested"], ["holm", "fdr"]].isna().all(axis=None)
+
+
+def test_scoreboard_tells_claims_questions_and_facts_apart(root):
     assemble(root, "small")
     text = (root / "chapters/scoreboard.md").read_text()
-    tiles = re.findall(r'class="tile tile-(\w+)" href="#(\S+)".*?>(\d+)<', text)
-    expected = [("success", "1"), ("warning", "2")]
-    assert tiles == [(look, f"{scale}-zhang2017-{n}", n) for scale in ("small", "gpu") for look, n in expected]
-    assert all(text.count(f'<span id="{anchor}"></span>') == 1 for _, anchor, _ in tiles)
+    small = text[text.index("At the scale `small`") : text.index("At the scale `gpu`")]
+    assert (
+        "**4 claims of the papers**: 1 {bdg-success}`reproduced`, 1 {bdg-warning}`partly`, 1 {bdg-info}`no effect of "
+        "interest` {bdg-muted}`open`, 1 {bdg-muted}`open`. They have 6 parts with a criterion each: 2 "
+        "{bdg-success}`reproduced`, 1 {bdg-danger}`contradicted`, 1 {bdg-info}`no effect of interest`, "
+        "2 {bdg-muted}`open`." in small
+    )
+    assert "**2 questions of ours**, answered with the same words: 1 {bdg-success-line}`reproduced`, 1 {bdg-" in small
+    assert "**2 shown facts**, which hold by a theorem or by construction, 1 of them by one of this book." in small
+    assert "tests at once, 2 of the 4 decided parts become open by Holm's rule, and 0 by that of" in small
+    assert "generated data" not in text
+
+
+def test_scoreboard_shows_every_part(root):
+    assemble(root, "small")
+    text = (root / "chapters/scoreboard.md").read_text()
+    assert "### Memory, at the scale `gpu`" in text
+    assert "**`zhang2017.1`** {bdg-success}`reproduced` $|w|$ grows 1. (Section 1; 3 seeds)" in text
+    assert "(Section 3, recalled; 3 seeds)" in text
+    assert "(Section 2; 3 seeds) {numref}`fig-b`" in text
+    assert "**`zhang2017.6`** $|w|$" in text, "a claim of our questions alone has no verdict"
+    assert "\n- *y* (our question): y\n" in text and "\n- *own* (our own): ours holds\n" in text
+    assert "3 seeds)\n\n- it rises\n\n" in text
+    rows = {row[0]: row[1:] for row in _cells(root / "chapters/scoreboard.md") if len(row) == 7}
+    low, high = inference.bounded_interval(AGAINST)
+    measured, smallest, power, verdict, holm, _ = rows["*slow*"]
+    assert (measured, smallest, verdict) == (f"-1.1 ({low:.3g} … {high:.3g})", "0.1", "{bdg-danger}`contradicted`")
+    assert power.endswith("\u00a0%") and holm in ("same", "open")
+    assert rows["*b*"][3] == "{bdg-muted}`open`, too small to see with these seeds"
+    assert rows["*y*"][3:] == ["{bdg-danger-line}`contradicted`", "–", "–"]
+    assert rows["*own*"][1:] == ["–", "–", "{bdg-primary-line}`shown`", "–", "–"]
+    alone = [row for row in _cells(root / "chapters/scoreboard.md") if len(row) == 6]
+    assert "{bdg-primary}`shown`" in [row[3] for row in alone], "a part without a name needs no column for it"
+
+
+def test_scoreboard_has_a_tile_for_every_claim_question_and_fact(root):
+    assemble(root, "small")
+    text = (root / "chapters/scoreboard.md").read_text()
+    tiles = re.findall(r'class="(tile [\w -]+)" href="#(\S+)".*?>(\d+)<span aria-hidden="true">(.+?)</span>', text)
+    small = [(look, n, sign) for look, anchor, n, sign in tiles if anchor == f"small-zhang2017-{n}"]
+    assert small == [
+        ("tile tile-success", "1", "✓"),
+        ("tile tile-warning", "2", "◐"),
+        ("tile tile-info", "3", "≈○"),
+        ("tile tile-muted", "4", "○"),
+        ("tile tile-danger tile-ours", "4", "✗"),
+        ("tile tile-success tile-ours", "6", "✓"),
+        ("tile tile-primary", "5", "⊢"),
+        ("tile tile-primary tile-ours", "6", "⊢"),
+    ]
+    assert len(tiles) == 2 * len(small)
+    assert all(text.count(f'<span id="{anchor}"></span>') == 1 for _, anchor, _, _ in tiles)
 
 
 def test_scoreboard_says_what_came_out_otherwise(root):
     assemble(root, "small")
-    lines = [line for line in (root / "chapters/scoreboard.md").read_text().splitlines() if line.startswith("- ")]
-    assert len(lines) == 2, "the part that failed, at each scale"
-    assert all(line.endswith("{bdg-danger}`contradicted` *slow*, -2 (-3 … -1).") for line in lines)
-    assert all("<code>zhang2017.2</code></a> {numref}`fig-b`: " in line for line in lines)
-    assert not any("*fits*" in line for line in lines)
+    lines = [line for line in (root / "chapters/scoreboard.md").read_text().splitlines() if line.startswith("- <a")]
+    assert [re.search(r"<code>(.*?)</code>", line)[1] for line in lines] == [f"zhang2017.{n}" for n in (2, 3, 4)] * 2
+    assert "<code>zhang2017.2</code></a> {numref}`fig-b`: " in lines[0]
+    assert re.search(r"grows 2\. \{bdg-danger\}`contradicted` \*slow\*, -1\.1 \(.*\)\.$", lines[0])
+    assert "*fits*" not in lines[0] and "*y*" not in lines[2], "parts that were reproduced, and questions of ours"
 
 
-def test_the_figure_of_effects_is_drawn_and_repeats(tmp_path):
-    without_spread = _claim(3, "reproduced", interval={"zhang2017.3": [0.5, 0.5]})
-    entries = [
-        {"chapter": "01_memory", "scale": "small"} | claim for claim in (_claim(1, "reproduced"), without_spread)
-    ]
+def test_a_second_record_is_shown_where_there_is_one_and_doubts_a_claim(root, decide):
+    other = {number: DECIDED[number] for number in (1, 2)}
+    other[1] = {"": (DECIDED[1][""][0], AROUND_ZERO)}
+    decide(root / "chapters/claims/fresh", other)
+    parts = _parts(root)
+    small = parts[parts["scale"] == "small"].set_index(["id", "name"])
+    assert small.loc[("zhang2017.1", ""), ["verdict", "again", "of_claim"]].tolist() == ["reproduced", "open", "partly"]
+    assert small.loc[("zhang2017.2", "slow"), ["again", "of_claim"]].tolist() == ["contradicted", "partly"]
+    assert parts.loc[parts["scale"] == "gpu", "of_claim"].iloc[0] == "reproduced"
+    assemble(root, "small")
+    text = (root / "chapters/scoreboard.md").read_text()
+    assert (
+        "On generated data 3 parts of the papers were decided a second time, and 1 verdict came out otherwise: " in text
+    )
+    assert "<code>zhang2017.1</code></a>: reproduced, there open." in text
+    rows = {row[0]: row[1:] for row in _cells(root / "chapters/scoreboard.md") if len(row) == 8}
+    assert (rows["*fits*"][-1], rows["*slow*"][-1]) == ("same", "same")
+    assert "on generated data open." in text
+
+
+def test_the_first_page_counts_the_claims(root):
+    assemble(root, "small")
+    expected = (
+        "At the scale `small` it has put 4 claims of the papers to a test: 1 reproduced, 1 partly, 1 no effect of "
+        "interest and open, 1 open. Beside them stand 2 questions of its own, and 2 facts that hold by a theorem"
+    )
+    assert expected in (root / "chapters/index.md").read_text()
+    assert expected in headline(_parts(root))
+
+
+def test_the_page_of_simulations_runs_every_tested_criterion(root, decide):
+    noise = np.random.default_rng(0).standard_normal((4, 3))
+    trend = {"": (paper("it climbs", smallest=0.2), criteria.tau(pd.DataFrame(noise)))}
+    decide(root / "chapters/claims", DECIDED | {7: trend})
+    assemble(root, "small")
+    page = root / "chapters/criteria_simulated.md"
+    rows = {row[0]: row[1:] for row in _cells(page) if len(row) == 7 and row[0].startswith("zhang")}
+    assert len(rows) == 9
+    found = simulated(_parts(root)).query("scale == 'small'").set_index("id")
+    part = found.loc["zhang2017.7"]
+    assert (part["kind"], part["seeds"], part["smallest"]) == ("tau", 3, 0.2)
+    effects = criteria.tau(pd.DataFrame(noise))
+    assert part[["reproduced", "contradicted"]].tolist() == list(inference.rates(effects.simulated(0.0), 0.2))
+    assert part["power"] == inference.rates(effects.simulated(0.2), 0.2)[0]
+    assert rows["zhang2017.7"][:2] == ["Kendall's τ", "3"]
+    assert rows["zhang2017.6 *alone* (ours)"][0] == "one number"
+    text = page.read_text()
+    assert "All 9 tested parts, 2,000 simulated runs each." in text and "Of 8 parts the effect of a seed is one" in text
+
+
+def test_the_figure_of_effects_is_drawn_and_repeats(tmp_path, decide):
+    without_spread = {7: {"": (paper("flat", smallest=0.1), [0.5, 0.5, 0.5])}}
+    decide(tmp_path, DECIDED | without_spread)
     for name in ("a.svg", "b.svg"):
-        draw_effects(pd.DataFrame(entries), tmp_path / name)
-    assert (tmp_path / "a.svg").read_text() == (tmp_path / "b.svg").read_text()
+        draw_effects(ledger(claims.records(tmp_path)), tmp_path / name)
+    drawn = (tmp_path / "a.svg").read_text()
+    assert drawn == (tmp_path / "b.svg").read_text() and "nan" not in drawn
 
 
 def test_named_figures_are_written(root):
@@ -228,15 +373,8 @@ def test_the_words_of_a_formula_can_wrap(formula, expected):
     assert words_outside(formula) == expected
 
 
-def test_what_did_not_reproduce_names_every_such_claim():
-    decided = claims.records(ROOT / "chapters/claims")
-    text = (ROOT / "chapters/what_did_not_reproduce.md").read_text("utf-8")
-    named = set(re.findall(r"\*\*(\w+\.\d+)\.?\*\*", text))
-    assert named == set(decided.loc[decided["verdict"] != "reproduced", "id"])
-
-
 def test_the_picture_of_the_readme_is_that_of_the_records(tmp_path):
-    draw_effects(claims.records(ROOT / "chapters/claims"), tmp_path / "effects.svg")
+    draw_effects(_parts(ROOT), tmp_path / "effects.svg")
     drawn, committed = (path.read_text("utf-8") for path in (tmp_path / "effects.svg", ROOT / ".github/scoreboard.svg"))
     assert drawn == committed, "copy _build/html/_images/effects.svg to .github/scoreboard.svg"
 

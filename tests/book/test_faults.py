@@ -19,11 +19,17 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 BUILD_OPTIONS = re.search(r"jupyter-book build \S+ --path-output \S+ (.*)", (ROOT / "Makefile").read_text())[1].split()
 DECIDE = """
-from genlib.book.claims import Claims
+from genlib.book.claims import Claims, paper
 claims = Claims("{}", folder="claims")
-claim = claims.state("paper.1", "It grows.", source="Section 1", criterion="the difference is positive")
-claim.decide([1.0, 1.1, 1.2], seeds=[0, 1, 2])
+part = paper("the difference is positive", smallest=0.1)
+claim = claims.state("paper.1", "It grows.", source="Section 1", seeds=[0, 1, 2], parts=part)
+claim.decide([1.0, 1.1, 1.2])
 claims.check()
+"""
+SAY = """
+from genlib.book.claims import Claims
+error, limit = 0.25, 0.2
+Claims("03_says").guard(error < limit, "errors are small")
 """
 
 
@@ -56,20 +62,26 @@ def book(tmp_path):
     return tmp_path
 
 
-def test_error_and_differing_verdict_fail(tmp_path):
+def test_error_differing_verdict_and_sentence_fail(tmp_path):
     (tmp_path / "claims").mkdir()
     _notebook(tmp_path / "00_error.ipynb", "1 / 0")
-    for name, verdict in {"01_same": "reproduced", "02_other": "contradicted"}.items():
-        claim = {"id": "paper.1", "verdict": verdict, "verdicts": {"paper.1": verdict}}
-        record = {"environment": {}, "claims": [claim | {"interval": {"paper.1": [-2.0, -1.0]}}]}
+    _notebook(tmp_path / "03_says.ipynb", SAY)
+    for name, sign in {"01_same": 1, "02_other": -1}.items():
+        part = {"whose": "paper", "shown": False, "smallest": 0.1, "bounds": [None, None]}
+        part |= {
+            "verdict": "reproduced" if sign > 0 else "contradicted",
+            "values": [1.0 * sign, 1.2 * sign, 1.1 * sign],
+        }
+        record = {"environment": {}, "claims": [{"id": "paper.1", "parts": {"paper.1": part}}]}
         (tmp_path / f"claims/{name}.small.json").write_text(json.dumps(record))
         _notebook(tmp_path / f"{name}.ipynb", DECIDE.format(name))
     command = [BIN / "pytest", "--nbmake", "-p", "no:cacheprovider", tmp_path]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 1
-    assert "2 failed, 1 passed" in run.stdout
+    assert "3 failed, 1 passed" in run.stdout
     assert "ZeroDivisionError" in run.stdout
     assert "paper.1: recorded contradicted, here reproduced" in run.stdout
+    assert "03_says: the text says that errors are small (error < limit: 0.25, 0.2)" in run.stdout
 
 
 def test_book_builds_and_offers_colab_where_there_is_an_address(book):

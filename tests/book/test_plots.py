@@ -11,7 +11,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
 from genlib.book import plots
-from genlib.book.claims import Effect
+from genlib.estimates import interval
 
 
 @pytest.fixture(autouse=True)
@@ -145,10 +145,10 @@ def test_effect_plot_shows_each_seed_and_the_claims_interval():
     assert [label.get_text() for label in ax.get_yticklabels()] == list(effects)
     zero, *lines = ax.lines
     assert set(zero.get_xdata()) == {0}
-    for i, (name, values) in enumerate(effects.items()):
+    for i, values in enumerate(effects.values()):
         dots, bar, mean = lines[3 * i : 3 * i + 3]
         assert tuple(dots.get_xdata()) == values
-        assert tuple(bar.get_xdata()) == pytest.approx(Effect(name, values).interval)
+        assert tuple(bar.get_xdata()) == pytest.approx(interval(values))
         assert mean.get_xdata()[0] == pytest.approx(np.mean(values))
         assert bar.get_ydata()[0] - dots.get_ydata()[0] == pytest.approx(0.3)  # apart, so that neither hides the other
 
