@@ -50,6 +50,7 @@ def pooled_kendall(
     bootstraps: int | str = 200,
     resample: str = "replicates",
     seed: int = 0,
+    adjusted: bool = False,
 ) -> Ranking:
     """Kendall's τ of each measure with the gap over all pairs of networks, as `kendall`, with its interval.
 
@@ -58,11 +59,12 @@ def pooled_kendall(
     among those that agree on all axes; "networks", among all; or a column, such as a seed's, whose networks are drawn
     together (of fewer than 5 values it makes intervals too short). Of r units r - 1 are drawn and count r / (r - 1),
     else the spread of few replicates is too small (Rao and Wu 1988). `bootstraps` may be "jackknife" in place of their
-    number: then one value of the column is left out at a time, in their order, for `pseudo_values`. Cost: n² · draws
-    multiplications a measure; memory: 7 KB a network.
+    number: then one value of the column is left out at a time, in their order, for `pseudo_values`. With
+    `adjusted` the measures are ranked in the form that `ranking.adjusted` gives them, m of the column `n`. Cost:
+    n² · draws multiplications a measure; memory: 7 KB a network.
     NaN, unknown columns, an axis of one value, a measure all tied, nothing to draw from: ValueError.
     """
-    sweep = sweep_of(table, measures, gap, axes, bootstraps, resample, seed)
+    sweep = sweep_of(table, measures, gap, axes, bootstraps, resample, seed, adjusted)
     counts = sweep.counts.astype(np.float32)
     numerator = np.zeros((counts.shape[1], len(sweep.measures)))
     for rows, columns, higher in exceed(sweep.gap):
@@ -87,6 +89,7 @@ def granulated_kendall(
     bootstraps: int | str = 200,
     resample: str = "replicates",
     seed: int = 0,
+    adjusted: bool = False,
 ) -> Ranking:
     """ψ_i, the mean over all settings of the other axes of τ along axis i alone, and Ψ, their mean (Jiang et al. 2020).
 
@@ -96,7 +99,7 @@ def granulated_kendall(
     networks it holds. Arguments and draws as `pooled_kendall`. Cost: pairs · draws multiplications a measure.
     Errors as there; an axis along which nothing can be compared: ValueError.
     """
-    sweep = sweep_of(table, measures, gap, axes, bootstraps, resample, seed)
+    sweep = sweep_of(table, measures, gap, axes, bootstraps, resample, seed, adjusted)
     rows, draws = [], []
     for axis in sweep.codes:
         pairs, settings = matched_pairs(sweep.codes, axis)

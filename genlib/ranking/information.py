@@ -25,6 +25,7 @@ def conditional_mutual_information(
     bootstraps: int | str = 20,
     resample: str = "replicates",
     seed: int = 0,
+    adjusted: bool = False,
 ) -> Ranking:
     """K = min over sets S of at most two axes of I(V_μ; V_g | U_S) / H(V_g | U_S), from 0 to 1 (Jiang et al. 2020).
 
@@ -35,7 +36,7 @@ def conditional_mutual_information(
     Arguments and draws as `pooled_kendall`. Cost: n² · groups of all sets · draws multiplications a measure; memory:
     6 n² bytes and 4 n · groups · draws. Errors as there.
     """
-    sweep = sweep_of(table, measures, gap, axes, bootstraps, resample, seed)
+    sweep = sweep_of(table, measures, gap, axes, bootstraps, resample, seed, adjusted)
     sets = [given for size in range(3) for given in combinations(sweep.codes, size)]
     groups = [groups_of(sweep.codes, given) for given in sets]
     sizes = [int(group.max()) + 1 for group in groups]

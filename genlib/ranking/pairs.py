@@ -8,6 +8,8 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy import stats
 
+from genlib.ranking import adjustments
+
 __all__ = ["JACKKNIFE", "Sweep", "exceed", "groups_of", "matched_pairs", "require_numbers", "sweep_of", "tau"]
 
 JACKKNIFE = "jackknife"
@@ -36,14 +38,20 @@ def sweep_of(
     bootstraps: int | str,
     resample: str,
     seed: int,
+    adjusted: bool = False,
 ) -> Sweep:
-    """Read the columns, refuse what cannot be ranked, and draw the bootstraps."""
+    """Read the columns, refuse what cannot be ranked, and draw the bootstraps.
+
+    `adjusted`: of these measures, what `adjustments.adjusted` makes of them with the column `n`.
+    """
     measures, axes = ([names] if isinstance(names, str) else list(names) for names in (measures, axes))
     drawn = [] if resample in ("replicates", "networks") else [resample]
     if unknown := [name for name in [*measures, gap, *axes, *drawn] if name not in table.columns]:
         raise ValueError(f"table has no column {', '.join(map(repr, unknown))}; it has {', '.join(map(str, table))}")
     if not axes or len(set(axes)) < len(axes) or len(set(measures)) < len(measures):
         raise ValueError(f"axes are {axes}, measures {measures}; name at least one axis, and each column once")
+    if adjusted:
+        table = adjustments.adjusted(table, measures)
     jackknife = bootstraps == JACKKNIFE
     if not jackknife and (isinstance(bootstraps, str) or bootstraps < 0 or bootstraps == 1):
         raise ValueError(

@@ -26,6 +26,7 @@ def sign_errors(
     bootstraps: int | str = 200,
     resample: str = "replicates",
     seed: int = 0,
+    adjusted: bool = False,
 ) -> Ranking:
     """Weighted mean of ½ (1 - sgn Δμ · sgn Δg) over the pairs of an environment, the worst one (Dziugaite et al. 2020).
 
@@ -36,7 +37,7 @@ def sign_errors(
     Other arguments and draws as `pooled_kendall`. Cost: pairs · draws multiplications a measure.
     Errors as `environments` and `pooled_kendall`; no environment left: ValueError.
     """
-    sweep = sweep_of(table, measures, gap, axes, bootstraps, resample, seed)
+    sweep = sweep_of(table, measures, gap, axes, bootstraps, resample, seed, adjusted)
     support, pairs = _environments(sweep, test_samples, pooled)
     if not support["used"].any():
         raise ValueError(

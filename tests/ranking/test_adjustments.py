@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from genlib import ranking
 from genlib.measures import CATALOGUE
 from genlib.ranking import adjusted, adjustment, environments, sign_errors
 
@@ -121,3 +122,23 @@ def test_what_cannot_be_adjusted_is_refused_with_the_mend(change, options, messa
     table = toy().assign(**{"transitions": 1.0, "spectral_complexity": 1.0} | change)
     with pytest.raises(ValueError, match=message):
         adjusted(table, **options)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "how"),
+    [
+        (ranking.pooled_kendall, {}),
+        (ranking.granulated_kendall, {}),
+        (ranking.conditional_mutual_information, {"bootstraps": 2}),
+        (ranking.sign_errors, {"test_samples": 10_000}),
+    ],
+)
+def test_every_yardstick_takes_the_adjusted_form(ranks, how):
+    names = ["product_spectral", "l2"]
+    found = ranks(toy(), names, "gap", ["width", "n"], adjusted=True, **how)
+    pd.testing.assert_frame_equal(
+        found.scores, ranks(adjusted(toy(), names), names, "gap", ["width", "n"], **how).scores
+    )
+    assert not found.scores.equals(ranks(toy(), names, "gap", ["width", "n"], **how).scores)
+    with pytest.raises(ValueError, match=r"not on their list"):
+        ranks(toy().assign(steps=range(16)), "steps", "gap", ["width", "n"], adjusted=True, **how)
