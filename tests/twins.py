@@ -283,6 +283,14 @@ def _convolution(module: nn.Module, given: Tensor) -> Layer:
     return Layer(module, images.flatten(1).T, corner, rows, kernel)
 
 
+def _inputs_and_taps(layer: Layer) -> tuple[int, int]:
+    if layer.kernel is None:
+        return layer.rows.shape[1], 1
+    of_a_group = layer.kernel.shape[0] if isinstance(layer.module, _TRANSPOSED) else layer.kernel.shape[1]
+    inputs = of_a_group if isinstance(layer.module, _TRANSPOSED) else of_a_group * layer.module.groups
+    return inputs, layer.kernel[0, 0].numel()
+
+
 def of_layers(network: nn.Module, initial: nn.Module, x: Tensor, y: Tensor, outputs: dict) -> dict[str, float | str]:
     """The measures of norms, from the layers that run; `outputs` are those of `of_outputs`."""
     found, start = layers(network, x[:2]), layers(initial, x[:2])
@@ -315,11 +323,12 @@ def of_layers(network: nn.Module, initial: nn.Module, x: Tensor, y: Tensor, outp
         "sum_spectral": d * (product_s / d).exp(),
         "stable_rank": ranks.sum(),
     }
-    lengths, widest = x.flatten(1).double().norm(dim=1), max(h)
-    factor = 2 * math.log(84 * lengths.max() * widest**0.5 + math.log(4 * widest**2 * d) ** 0.5)
+    lengths, (inputs, taps) = x.flatten(1).double().norm(dim=1), zip(*map(_inputs_and_taps, found), strict=True)
+    roots = sum((k * c) ** 0.5 for k, c in zip(taps, h, strict=True))
+    factor = 2 * math.log(84 * lengths.max() * roots + math.log(4 * max(h) ** 2 * d) ** 0.5)
     origin, from_start = ((moved / spectral).square().sum().log() for moved in (frobenius, moved_f))
     by_row = 1.5 * ((moved_21 / spectral) ** (2 / 3)).sum().log() + lengths.norm().log()
-    by_output = 0.5 * (torch.tensor(h) * (moved_f / spectral).square()).sum().log()
+    by_width = 0.5 * (max(*h, *inputs) * (moved_f / spectral).square().sum()).log()
     if "log_margin10" in outputs:
         less = 2 * outputs["log_margin10"]
         values |= {
@@ -334,7 +343,7 @@ def of_layers(network: nn.Module, initial: nn.Module, x: Tensor, y: Tensor, outp
             "l1_max_margin": 2 * each(lambda layer: layer.rows.abs().sum(1).max()).log().sum() - less,
             "l3_margin": 2 * each(lambda layer: norm(norm(layer.rows, 3, dim=1), 1.5)).log().sum() - less,
             "spectral_complexity": product_s / 2 + by_row - math.log(m) - less / 2,
-            "frobenius_complexity": math.log(d) + product_s / 2 + by_output - math.log(m) / 2 - less / 2,
+            "frobenius_complexity": math.log(d) + product_s / 2 + by_width - math.log(m) / 2 - less / 2,
         }
     if "log_margin5" in outputs:
         less = 2 * outputs["log_margin5"]

@@ -82,7 +82,8 @@ ROWS = (
         r"\ln\gamma^{-2}\prod_i\|W_i\|_2^2\sum_i\|W_i-W_i^0\|_F^2/\|W_i\|_2^2", "jiang2020", (*_BOTH, "initial"), 1, (),
         lambda s: spectral_from(s, s.frobenius_distance)),
     ("spectral_origin", r"\mu_{\text{spec-orig}}",
-        r"\ln\tfrac{(84B\sqrt h+\sqrt{\ln(4h^2d)})^2}{\gamma^2}\prod_i\|W_i\|_2^2\sum_i\|W_i\|_F^2/\|W_i\|_2^2",
+        r"\ln\tfrac{(84B\sum_i k_i\sqrt{c_i}+\sqrt{\ln(4h^2d)})^2}{\gamma^2}"
+        r"\prod_i\|W_i\|_2^2\sum_i\|W_i\|_F^2/\|W_i\|_2^2",
         "jiang2020", _BOTH, 1, _RATIO, lambda s: spectral_from(s, s.frobenius) + spectral_factor(s)),
     ("spectral_start", r"\mu_{\text{spec-init}}", r"\text{the same with }\|W_i-W_i^0\|_F^2",
         "jiang2020", (*_BOTH, "initial"), 1, (),
@@ -110,9 +111,9 @@ ROWS = (
         lambda s: log_spectral_complexity_of(s.spectral, s.row_distance)
         + s.log_inputs - math.log(s.samples) - s.log_margin(10)),
     ("frobenius_complexity", r"R_F/\gamma\sqrt m",
-        r"\ln\tfrac{d}{\gamma\sqrt m}\prod_i\|W_i\|_2\big(\sum_i h_i\|W_i-W_i^0\|_F^2/\|W_i\|_2^2\big)^{1/2}",
+        r"\ln\tfrac{d\sqrt h}{\gamma\sqrt m}\prod_i\|W_i\|_2\big(\sum_i\|W_i-W_i^0\|_F^2/\|W_i\|_2^2\big)^{1/2}",
         "neyshabur2018", (*_BOTH, "initial"), 1, (),
-        lambda s: log_frobenius_complexity_of(s.spectral, s.frobenius_distance, s.outputs)
+        lambda s: log_frobenius_complexity_of(s.spectral, s.frobenius_distance, s.shapes)
         - math.log(s.samples) / 2 - s.log_margin(10)),
 
     # Outputs

@@ -132,17 +132,17 @@ class Quantities:
     # Its layers
 
     @quantity
-    def outputs(self) -> list[int]:
-        """The outputs h_i of each layer, of a convolution its channels."""
-        return norms.layer_outputs(self.network)
+    def shapes(self) -> list[norms.LayerShape]:
+        """Outputs, inputs and taps of each layer, of a convolution its channels and the places of its kernel."""
+        return norms.layer_shapes(self.network)
 
     @property
     def depth(self) -> int:
-        return len(self.outputs)
+        return len(self.shapes)
 
     @property
     def log_outputs(self) -> float:
-        return sum(math.log(h) for h in self.outputs)
+        return sum(math.log(shape.outputs) for shape in self.shapes)
 
     @quantity
     def frobenius(self) -> Float[Tensor, " layers"]:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
@@ -64,6 +65,17 @@ class FoldedWeight:
         if isinstance(self.operation, TRANSPOSED):
             return by_groups(self.operation, self.value).transpose(2, 3).flatten(3).flatten(1, 2)
         return self.value.unsqueeze(-1) if isinstance(self.operation, BATCH_NORM) else self.value.flatten(2)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Outputs, inputs and taps: of a convolution its channels and the places of its kernel."""
+        shape, taps = self.value.shape, math.prod(self.value.shape[3:])
+        if isinstance(self.operation, BATCH_NORM):
+            return shape[1], shape[1], 1
+        if isinstance(self.operation, TRANSPOSED):
+            return shape[2] * self.operation.groups, shape[1], taps
+        groups = self.operation.groups if isinstance(self.operation, CONVOLUTIONS) else 1
+        return shape[1], shape[2] * groups, taps
 
 
 def weighted_layers(network: Network) -> list[WeightedLayer]:

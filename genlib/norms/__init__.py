@@ -4,12 +4,13 @@ Norms of layers and their products, exact operator norms of convolutions, path n
 """
 
 from genlib.norms.layers import (
+    LayerShape,
     conv_norm,
     distances,
     frobenius_norms,
     group_norms,
     layer_names,
-    layer_outputs,
+    layer_shapes,
     operator_frobenius_norms,
     register_norm,
     require_nonzero,
@@ -28,13 +29,14 @@ from genlib.norms.products import (
 )
 
 __all__ = [
+    "LayerShape",
     "OperatorNorm",
     "conv_norm",
     "distances",
     "frobenius_norms",
     "group_norms",
     "layer_names",
-    "layer_outputs",
+    "layer_shapes",
     "log_frobenius_complexity",
     "log_frobenius_complexity_of",
     "log_path_norm",

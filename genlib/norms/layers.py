@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -30,12 +31,13 @@ from genlib.norms.operators import (
 )
 
 __all__ = [
+    "LayerShape",
     "conv_norm",
     "distances",
     "frobenius_norms",
     "group_norms",
     "layer_names",
-    "layer_outputs",
+    "layer_shapes",
     "operator_frobenius_norms",
     "register_norm",
     "require_nonzero",
@@ -128,9 +130,17 @@ def operator_frobenius_norms(
     return _each(network, [operator_frobenius_norm(weight, shapes) for weight in folded_weights(network)])
 
 
-def layer_outputs(network: nn.Module | Network) -> list[int]:
-    """The number of outputs h_i of each layer, of a convolution its channels. Errors as `frobenius_norms`."""
-    return [weight.rows.shape[1] for weight in folded_weights(Network.of(network))]
+class LayerShape(NamedTuple):
+    """How many outputs, inputs and taps a layer has: of a convolution its channels and the places of its kernel."""
+
+    outputs: int
+    inputs: int
+    taps: int
+
+
+def layer_shapes(network: nn.Module | Network) -> list[LayerShape]:
+    """Outputs, inputs and taps of each layer; a dense layer has one tap. Errors as `frobenius_norms`."""
+    return [LayerShape(*weight.sizes) for weight in folded_weights(Network.of(network))]
 
 
 @full_precision()

@@ -1,12 +1,13 @@
 """What all layers' norms together bound: products, and the complexities made of them."""
 
 import math
+from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from genlib.network import Network
-from genlib.norms.layers import distances, layer_outputs, require_nonzero, spectral_norms
+from genlib.norms.layers import LayerShape, distances, layer_shapes, require_nonzero, spectral_norms
 
 __all__ = [
     "log_frobenius_complexity",
@@ -54,18 +55,21 @@ def spectral_complexity(
 def log_frobenius_complexity(
     network: nn.Module | Network, initial: nn.Module | Network, *, input_shape: tuple[int, ...], rtol: float = 1e-4
 ) -> Float[Tensor, "*models"]:
-    """log d Π_i ‖W_i‖₂ (Σ_i h_i ‖W_i - W_i⁰‖_F² / ‖W_i‖₂²)^{1/2} over d layers with h_i outputs each, in float64.
+    """log d √h Π_i ‖W_i‖₂ (Σ_i ‖W_i - W_i⁰‖_F² / ‖W_i‖₂²)^{1/2} over d layers, h the widest, in float64.
 
-    The bound of Neyshabur, Bhojanapalli & Srebro (2018) is in proportion to it over the margin and the root of the
-    number of samples; there W⁰ = 0, in their code it is the initialization. Errors as `spectral_complexity`.
+    The bound of Neyshabur, Bhojanapalli & Srebro (2018), Theorem 1, is in proportion to it over the margin and the
+    root of the number of samples; there W⁰ = 0, in their code it is the initialization. h is the largest number of
+    inputs or outputs of a layer, of a convolution its channels: noise of deviation σ on W_i has E‖U_i‖₂ ≤ 2σ√h.
+    Errors as `spectral_complexity`.
     """
     spectral = require_nonzero(spectral_norms(network, input_shape=input_shape, rtol=rtol))
-    return log_frobenius_complexity_of(spectral, distances(network, initial), layer_outputs(network))
+    return log_frobenius_complexity_of(spectral, distances(network, initial), layer_shapes(network))
 
 
 def log_frobenius_complexity_of(
-    spectral: Float[Tensor, "*models layers"], moved: Float[Tensor, "*models layers"], outputs: list[int]
+    spectral: Float[Tensor, "*models layers"], moved: Float[Tensor, "*models layers"], shapes: Sequence[LayerShape]
 ) -> Float[Tensor, "*models"]:
-    """`log_frobenius_complexity` from what it is made of, ‖W_i‖₂, ‖W_i - W_i⁰‖_F and h_i."""
-    squares = spectral.new_tensor(outputs).double() * (moved.double() / spectral.double()) ** 2
-    return math.log(len(outputs)) + log_product(spectral) + 0.5 * squares.sum(-1).log()
+    """`log_frobenius_complexity` from what it is made of, ‖W_i‖₂, ‖W_i - W_i⁰‖_F and the layers' shapes."""
+    width = max(max(shape.inputs, shape.outputs) for shape in shapes)
+    squares = (moved.double() / spectral.double()) ** 2
+    return math.log(len(shapes)) + log_product(spectral) + 0.5 * (squares.sum(-1).log() + math.log(width))

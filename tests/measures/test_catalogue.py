@@ -43,12 +43,12 @@ def by_brute_force(network, initial, inputs, labels):
     spec = np.array([np.linalg.norm(a, 2) for a in W])
     moved = np.array([np.linalg.norm(a - b) for a, b in zip(W, W0, strict=True)])
     rows = np.array([np.linalg.norm(a - b, axis=1).sum() for a, b in zip(W, W0, strict=True)])
-    h = np.array([len(a) for a in W])
+    h, most = np.array([len(a) for a in W]), max(max(a.shape) for a in W)
     l3 = [(np.linalg.norm(a, 3, axis=1) ** 1.5).sum() ** (1 / 1.5) for a in W]
     l2_path, l1_path = paths(network, 2), paths(network, 1)
     pf, ps = np.prod(frobenius**2), np.prod(spec**2)
     longest = max(np.linalg.norm(x) for x in inputs.numpy())
-    prefactor = (84 * longest * np.sqrt(h.max()) + np.sqrt(np.log(4 * h.max() ** 2 * d))) ** 2
+    prefactor = (84 * longest * np.sqrt(h).sum() + np.sqrt(np.log(4 * h.max() ** 2 * d))) ** 2
     jacobians = [torch.autograd.functional.jacobian(network, x).numpy() for x in inputs]
     toward = [
         np.linalg.norm(np.delete(j[label] - j, label, 0)[np.delete(row, label).argmax()])
@@ -92,7 +92,9 @@ def by_brute_force(network, initial, inputs, labels):
         "spectral_complexity": np.log(
             np.prod(spec) * ((rows / spec) ** (2 / 3)).sum() ** 1.5 * np.linalg.norm(inputs) / m / g10
         ),
-        "frobenius_complexity": np.log(d * np.prod(spec) * (h * moved**2 / spec**2).sum() ** 0.5 / g10 / m**0.5),
+        "frobenius_complexity": np.log(
+            d * most**0.5 * np.prod(spec) * (moved**2 / spec**2).sum() ** 0.5 / g10 / m**0.5
+        ),
         "cross_entropy": -np.log(p[np.arange(m), labels]).mean(),
         "negative_entropy": (p * np.log(p)).sum(1).mean(),
         "input_margin": np.percentile(distances, 10) ** -2,

@@ -30,6 +30,19 @@ def test_norms_scale_with_the_weights_however_large_or_small(mode, scale):
         torch.testing.assert_close(norm(scaled).double(), norm(network).double() * scale, rtol=1e-5, atol=0)
 
 
+def test_shapes_count_channels_and_taps_across_groups():
+    network = nn.Sequential(
+        nn.Conv2d(4, 6, (3, 2), groups=2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(6, 8, 3, groups=2),
+        nn.ReLU(),
+        nn.BatchNorm2d(8),
+        nn.Flatten(),
+        nn.Linear(288, 5),
+    ).eval()
+    assert norms.layer_shapes(drawn(network)) == [(6, 4, 6), (8, 6, 9), (8, 8, 1), (5, 288, 1)]
+
+
 def test_layers_in_the_order_in_which_they_run_with_batch_norm_folded():
     block = drawn(Block())
     assert norms.layer_names(block) == ["first", "second", "last_norm", "head"]

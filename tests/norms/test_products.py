@@ -22,10 +22,20 @@ def test_spectral_complexity_by_hand():
     measured = norms.spectral_complexity(end, start, input_shape=(6,))
     assert measured.dtype == torch.float64
     assert measured.item() == pytest.approx(by_hand, rel=1e-5)
-    squares = [h * (w - w0).square().sum().item() for h, (w, w0) in zip((5, 5, 3), weights, strict=True)]
-    by_hand = 3 * math.prod(sigma) * sum(q / s**2 for q, s in zip(squares, sigma, strict=True)) ** 0.5
+    squares = [(w - w0).square().sum().item() for w, w0 in weights]
+    by_hand = 3 * math.prod(sigma) * (6 * sum(q / s**2 for q, s in zip(squares, sigma, strict=True))) ** 0.5
     measured = norms.log_frobenius_complexity(end, start, input_shape=(6,))
     assert measured.item() == pytest.approx(math.log(by_hand), rel=1e-5)
+
+
+def test_gaussian_noise_is_as_large_as_the_frobenius_complexity_takes_it():
+    """E‖U‖₂ ≤ σ(√outputs + √inputs) ≤ 2σ√h with h the larger of both, and not with h the number of outputs."""
+    generator = torch.Generator().manual_seed(0)
+    for outputs, inputs in ((10, 400), (400, 10), (40, 40)):
+        noise = torch.randn(50, outputs, inputs, generator=generator)
+        mean = torch.linalg.matrix_norm(noise, 2).mean().item()
+        assert mean <= outputs**0.5 + inputs**0.5 <= 2 * max(outputs, inputs) ** 0.5
+        assert mean > 2 * outputs**0.5 or inputs <= outputs
 
 
 def test_complexities_of_a_stack():
