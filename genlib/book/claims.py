@@ -71,9 +71,11 @@ class Claim:
         return self.verdict
 
     def _effect(self, name: str, measured: Values | Criterion) -> Effect:
-        if isinstance(measured, pd.Series) and set(measured.index) >= set(self.seeds):
-            measured = measured.loc[list(self.seeds)]
         of = measured if isinstance(measured, Criterion) else value(measured)
+        if of.seeds is not None:
+            if missing := sorted(set(self.seeds) - set(of.seeds)):
+                raise ValueError(f"{self.id}, {name}: no effect at the seeds {missing}; no seed may be left out")
+            of = of.at(self.seeds)
         values = tuple(map(float, of.effects))
         if len(values) != len(self.seeds):
             raise ValueError(

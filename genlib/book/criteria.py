@@ -5,7 +5,7 @@ given size: `Criterion.simulated`. That is how its false positives and its power
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -23,16 +23,22 @@ class Criterion:
 
     Names: `value` x₀; `difference` x₀ - x₁; `smallest` minₖ xₖ; `tau` Kendall's τ_b of xₖ with the grid; `slope` the
     least-squares slope of xₖ on the grid; `rank correlation` Spearman's of the first half of xₖ with the second.
+    `seeds` are known where series or tables named them, so that no two are confused and none is lost.
     """
 
     name: str
     quantities: Float[np.ndarray, "seeds k"]
     grid: tuple[float, ...] = ()
+    seeds: tuple[int, ...] | None = None
 
     @classmethod
     def of_record(cls, kept: Mapping) -> "Criterion":
         """What a record kept of a criterion, as one again."""
         return cls(kept["name"], np.array(kept["quantities"], float), tuple(map(float, kept["grid"])))
+
+    def at(self, seeds: Sequence[int]) -> "Criterion":
+        """Of these seeds alone, in this order."""
+        return replace(self, quantities=self.quantities[[self.seeds.index(seed) for seed in seeds]], seeds=tuple(seeds))
 
     @property
     def effects(self) -> Float[np.ndarray, " seeds"]:
@@ -94,50 +100,67 @@ class Criterion:
 
 def value(x: Values, *, above: float | int = 0) -> Criterion:
     """x - above, of one value a seed."""
-    return Criterion("value", _columns(x) - above)
+    quantities, seeds = _columns(x)
+    return Criterion("value", quantities - above, seeds=seeds)
 
 
 def difference(x: Values, y: Values) -> Criterion:
     """x - y, of one pair a seed."""
-    return Criterion("difference", _columns(x, y))
+    quantities, seeds = _columns(x, y)
+    return Criterion("difference", quantities, seeds=seeds)
 
 
 def log_ratio(x: Values, y: Values) -> Criterion:
     """ln x - ln y, of one pair of positive numbers a seed."""
-    if not ((both := _columns(x, y)) > 0).all():
+    both, seeds = _columns(x, y)
+    if not (both > 0).all():
         raise ValueError("x, y: a ratio on the log scale takes positive numbers; give differences of these instead")
-    return Criterion("difference", np.log(both))
+    return Criterion("difference", np.log(both), seeds=seeds)
 
 
 def smallest(of: pd.DataFrame | Mapping[object, Values]) -> Criterion:
     """The smallest of several numbers of each seed: the rows of a table with a column a seed, or a mapping's values."""
-    return Criterion("smallest", _table(of) if isinstance(of, pd.DataFrame) else _columns(*of.values()))
+    quantities, seeds = _table(of) if isinstance(of, pd.DataFrame) else _columns(*of.values())
+    return Criterion("smallest", quantities, seeds=seeds)
 
 
 def tau(of: pd.DataFrame) -> Criterion:
     """Kendall's τ_b of a table's index with each of its columns, one a seed; 0 where all values are tied."""
-    return Criterion("tau", _table(of), tuple(map(float, of.index)))
+    quantities, seeds = _table(of)
+    return Criterion("tau", quantities, tuple(map(float, of.index)), seeds)
 
 
 def slope(of: pd.DataFrame, *, log_index: bool = False) -> Criterion:
     """The least-squares slope of each column, one a seed, on a table's index, or on its logarithm."""
     index = np.array(of.index, float)
-    return Criterion("slope", _table(of), tuple((np.log(index) if log_index else index).tolist()))
+    quantities, seeds = _table(of)
+    return Criterion("slope", quantities, tuple((np.log(index) if log_index else index).tolist()), seeds)
 
 
 def rank_correlation(x: pd.DataFrame | np.ndarray, y: pd.DataFrame | np.ndarray) -> Criterion:
     """Spearman's rank correlation of x and y over the rows, (networks, seeds): one a seed; 0 where one is constant."""
     if np.shape(x) != np.shape(y) or np.ndim(x) != 2:
         raise ValueError(f"x, y: shapes {np.shape(x)} and {np.shape(y)}; give two tables of networks by seeds")
-    return Criterion("rank correlation", np.concatenate([np.array(x, float), np.array(y, float)]).T)
+    seeds = None
+    if isinstance(x, pd.DataFrame) and isinstance(y, pd.DataFrame):
+        x, seeds = x[list(y.columns)], _table(y)[1]
+    return Criterion("rank correlation", np.concatenate([np.array(x, float), np.array(y, float)]).T, seeds=seeds)
 
 
-def _columns(*values: Values) -> np.ndarray:
-    return np.stack([np.array(each, float) for each in values], -1)
+def _columns(*values: Values) -> tuple[np.ndarray, tuple[int, ...] | None]:
+    """Side by side, and the seeds that series among them are indexed by, in the order of the first."""
+    series = [each for each in values if isinstance(each, pd.Series) and not isinstance(each.index, pd.RangeIndex)]
+    if not series:
+        return np.stack([np.array(each, float) for each in values], -1), None
+    index = series[0].index
+    if any(len(each) != len(index) or set(each.index) != set(index) for each in series) or not index.is_unique:
+        raise ValueError("x, y: series of other seeds than each other, or of a seed twice; give one value a seed")
+    aligned = [each.loc[index] if any(each is one for one in series) else each for each in values]
+    return np.stack([np.array(each, float) for each in aligned], -1), tuple(index)
 
 
-def _table(of: pd.DataFrame) -> np.ndarray:
-    return of.to_numpy(float).T
+def _table(of: pd.DataFrame) -> tuple[np.ndarray, tuple[int, ...] | None]:
+    return of.to_numpy(float).T, None if isinstance(of.columns, pd.RangeIndex) else tuple(of.columns)
 
 
 def _without_effect(name: str, mean: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -45,15 +45,15 @@ def rates(effects: Float[np.ndarray, "draws seeds"], smallest: float) -> tuple[f
     return float((of_interest & (mean > half)).mean()), float((of_interest & (-mean > half)).mean())
 
 
-def p_value(values: Sequence[float], smallest: float) -> float:
+def p_value(values: Sequence[float], smallest: float) -> float | None:
     """Of the test that the verdict rests on, so that p ≤ 0.05 where its interval decides (the bounds aside).
 
     Student's two-sided test of no effect; for an interval within ±smallest, that of an effect of at least `smallest`
-    on either side: twice the larger one-sided p.
+    on either side: twice the larger one-sided p. None of values without spread, whose mean no t-test can judge.
     """
     n, mean, s = len(values), float(np.mean(values)), float(np.std(values, ddof=1))
     if s <= ROUNDING * abs(mean):
-        return 0.0
+        return None
     of = stats.t(n - 1).sf
     if verdict(values, smallest) == "no effect of interest":
         return float(2 * of((smallest - abs(mean)) / (s / math.sqrt(n))))

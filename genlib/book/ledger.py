@@ -19,8 +19,9 @@ def ledger(claims: pd.DataFrame, again: pd.DataFrame | None = None) -> pd.DataFr
     `claims` as `genlib.book.claims.records` reads them; `again` a second record, of a run on other data. Columns beside
     those of the records: `of_claim` the verdict on the claim, `name` of the part (empty where it is the only one),
     `tested` whether it is a tested part of the paper. For these `holm` and `fdr` are the verdicts that remain when all
-    tests at one scale are corrected together, and `again` that of the second record, None where it has none. A claim is
-    at best `partly` reproduced where the second record differs in one of them.
+    tests at one scale are corrected together, those of parts without a spread between seeds as they are, and `again`
+    that of the second record, None where it has none. A claim is at best `partly` reproduced where the second record
+    differs in one of them.
     """
     second = _verdicts(again)
     rows = [
@@ -31,7 +32,8 @@ def ledger(claims: pd.DataFrame, again: pd.DataFrame | None = None) -> pd.DataFr
     parts = pd.DataFrame(rows)
     for column, adjust in {"holm": inference.holm, "fdr": stats.false_discovery_control}.items():
         parts[column] = None
-        for _, group in parts[parts["tested"]].groupby("scale"):
+        parts.loc[parts["tested"], column] = parts["verdict"]
+        for _, group in parts[parts["tested"] & parts["p"].notna()].groupby("scale"):
             kept = adjust(group["p"].astype(float).tolist()) <= LEVEL
             parts.loc[group.index, column] = np.where(kept, group["verdict"], "open")
     differs = parts["tested"] & parts["again"].notna() & (parts["again"] != parts["verdict"])

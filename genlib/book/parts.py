@@ -58,8 +58,8 @@ def _part(criterion: str, smallest: float, whose: str, bounds: Bounds) -> Part:
         raise ValueError(f"smallest is {smallest!r}; give the smallest effect of interest, a positive number")
     if not bounds[0] <= 0 <= bounds[1]:
         raise ValueError(f"bounds are {bounds}; an effect of 0 must lie within")
-    if smallest > bounds[1]:
-        raise ValueError(f"smallest is {smallest}, above what the effect can be, {bounds[1]}; give a smaller one")
+    if smallest > min(bounds[1], -bounds[0]):
+        raise ValueError(f"smallest is {smallest}, beyond what the effect can be, {bounds}; give a smaller one")
     return Part(criterion, float(smallest), whose, bounds=(float(bounds[0]), float(bounds[1])))
 
 
@@ -95,5 +95,5 @@ class Effect:
 
     @property
     def p(self) -> float | None:
-        """The p-value of the test that the verdict rests on; None where nothing is tested."""
+        """The p-value of the test that the verdict rests on; None of no test, or where all seeds agree."""
         return None if self.part.shown or len(self.values) < 2 else inference.p_value(self.values, self.part.smallest)

@@ -9,9 +9,12 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 from bs4 import BeautifulSoup
 from nbformat import NotebookNode
+from pytest import approx
 
 from genlib.book import inference
 from genlib.book.claims import PLACE, of_claim
+from genlib.book.criteria import Criterion
+from genlib.book.parts import Effect, Part
 
 __all__ = [
     "built_pages",
@@ -72,54 +75,64 @@ def guide_faults(notebook: NotebookNode, setup_cell: str) -> Iterator[str]:
 
 
 def record_faults(record: dict) -> Iterator[str]:
-    """What is wrong with a chapter's record of claims."""
+    """What is wrong with a chapter's record of claims. What can be computed from the effects is computed again."""
     block = record["environment"]["seed_block"]
     for claim in record["claims"]:
         id, seeds = claim["id"], claim["seeds"]
-        if "parts" not in claim:
-            yield f"{id}: of an older form, without parts: `make record`"
+        if not claim.get("parts"):
+            yield f"{id}: without parts: `make record`"
             continue
-        if not PLACE.search(claim["source"]):
-            yield f"{id}: its source {claim['source']!r} names no section, theorem, figure or table"
+        if not PLACE.search(claim.get("source", "")):
+            yield f"{id}: its source {claim.get('source')!r} names no section, theorem, figure or table"
         if seeds != [1000 * block + i for i in range(len(seeds))] or len(seeds) < 3:
             yield f"{id}: its seeds {seeds} are not the first of block {block}: none may be left out"
         for name, part in claim["parts"].items():
             yield from (f"{id} ({name}): {fault}" for fault in _part_faults(part, len(seeds)))
-        verdict = of_claim({name: (part["whose"], part["verdict"]) for name, part in claim["parts"].items()})
+        verdict = of_claim({name: (part.get("whose"), part.get("verdict")) for name, part in claim["parts"].items()})
         if claim["verdict"] != verdict:
             yield f"{id}: its verdict is {claim['verdict']!r}, and that of its parts {verdict!r}"
 
 
-def _part_faults(part: dict, seeds: int) -> Iterator[str]:
-    if part["verdict"] not in inference.VERDICTS:
-        yield f"{part['verdict']!r} is none of the verdicts {', '.join(inference.VERDICTS)}"
-    if len(part["values"]) != seeds:
-        yield f"{len(part['values'])} effects for {seeds} seeds"
-    if part["shown"]:
-        if part["verdict"] != "shown" or min(part["values"]) <= 0:
-            yield f"it holds by a theorem; its verdict is {part['verdict']!r}, its least effect {min(part['values'])}"
-    elif not (part["smallest"] and part["smallest"] > 0):
+def _part_faults(kept: dict, seeds: int) -> Iterator[str]:
+    if kept.get("whose") not in ("paper", "ours") or not isinstance(kept.get("shown"), bool):
+        yield f"whose it is and whether it is shown: {kept.get('whose')!r}, {kept.get('shown')!r}"
+        return
+    if len(kept["values"]) != seeds:
+        yield f"{len(kept['values'])} effects for {seeds} seeds"
+        return
+    if kept["shown"] and (kept["verdict"] != "shown" or min(kept["values"]) <= 0):
+        yield f"it holds by a theorem; its verdict is {kept['verdict']!r}, its least effect {min(kept['values'])}"
+    if not kept["shown"] and not (kept.get("smallest") and kept["smallest"] > 0):
         yield "no smallest effect of interest"
-    else:
-        ends = (-float("inf"), float("inf"))
-        bounds = tuple(end if bound is None else bound for bound, end in zip(part["bounds"], ends, strict=True))
-        verdict = inference.verdict(part["values"], part["smallest"], bounds)
-        if part["verdict"] != verdict:
-            yield f"its verdict is {part['verdict']!r}, and its effects say {verdict!r}"
+        return
+    ends = (-float("inf"), float("inf"))
+    bounds = tuple(end if bound is None else bound for bound, end in zip(kept["bounds"], ends, strict=True))
+    part = Part(kept["criterion"], kept["smallest"], kept["whose"], kept["shown"], bounds)
+    of = Criterion.of_record(kept["of"])
+    again = Effect(part, tuple(kept["values"]), of)
+    if again.verdict != kept["verdict"]:
+        yield f"its verdict is {kept['verdict']!r}, and its effects say {again.verdict!r}"
+    if list(of.effects) != approx(kept["values"], rel=1e-4, abs=1e-5):
+        yield f"its effects are {kept['values']}, and its quantities say {of.effects.tolist()}"
+    for name, tolerance in {"mean": 1e-6, "interval": 1e-6, "p": 1e-4, "power": 0.01}.items():
+        value = getattr(again, name)
+        if kept[name] != (value if value is None else approx(value, rel=1e-4, abs=tolerance)):
+            yield f"its {name} is {kept[name]}, and its effects say {value}"
 
 
 def exceptions(parts: pd.DataFrame) -> dict[str, str]:
     """What `what_did_not_reproduce.md` has to say of each claim that is not plainly reproduced: its verdict.
 
-    Of one that is reproduced partly also the other verdicts: `partly: contradicted, open`; or where it fails to be
-    reproduced on generated data alone, `partly: on generated data`.
+    Of one that is reproduced partly also the other verdicts, and whether a part is reproduced on the digits and not
+    on generated data: `partly: contradicted, open, on generated data`.
     """
     tested, said = parts[parts["tested"] & (parts["scale"] == "small")], {}
     for id, of in tested.groupby("id", sort=False):
         verdict = of["of_claim"].iloc[0]
         others = [word for word in inference.VERDICTS[1:] if word in set(of["verdict"])]
         if verdict == "partly":
-            verdict = f"partly: {', '.join(others) or 'on generated data'}"
+            parted = of["again"].notna() & (of["again"] != of["verdict"]) & (of["verdict"] == "reproduced")
+            verdict = f"partly: {', '.join(others + ['on generated data'] * bool(parted.any()))}"
         if verdict != "reproduced":
             said[id] = verdict
     return said

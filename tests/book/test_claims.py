@@ -247,7 +247,7 @@ def test_p_is_students_or_of_two_one_sided_tests():
     below = stats.ttest_1samp(values, 0.2, alternative="less").pvalue
     assert inference.p_value(values, 0.2) == pytest.approx(2 * max(above, below))
     for same in ([0.1] * 3, [0.01] * 5, [0.0] * 3):
-        assert inference.p_value(same, 0.2) == 0
+        assert inference.p_value(same, 0.2) is None  # no t-test of values without spread
 
 
 def test_holm_by_hand():
@@ -310,7 +310,7 @@ def test_a_part_needs_a_smallest_effect(smallest):
 def test_bounds_of_a_part_are_checked():
     with pytest.raises(ValueError, match="an effect of 0 must lie within"):
         paper("it rises", smallest=0.1, bounds=(0.5, 1))
-    with pytest.raises(ValueError, match=r"smallest is 0\.1, above what the effect can be, 0\.01"):
+    with pytest.raises(ValueError, match=r"smallest is 0\.1, beyond what the effect can be"):
         ours("accuracy above 0.99", smallest=0.1, bounds=(-0.99, 0.01))
 
 
@@ -616,3 +616,29 @@ def test_records_of_an_older_form_are_named(chapter):
     for read in (chapter.check, lambda: claims.records(chapter.path.parent)):
         with pytest.raises(ValueError, match=r"01_test\.small\.json: a record of an older form, without parts"):
             read()
+
+
+def test_series_are_aligned_by_their_seeds_and_none_is_lost(chapter):
+    seeds = [0, 1, 2]
+    x = pd.Series([1.0, 2.0, 4.0], index=[0, 1, 2])
+    y = pd.Series([4.0, 2.0, 1.0], index=[2, 1, 0])
+    assert criteria.difference(x, y).effects.tolist() == [0, 0, 0]
+    more = pd.Series([9.0, 1.0, 2.0, 4.0], index=[3, 0, 1, 2])
+    claim = chapter.state(
+        "paper.7", "It grows.", source="Section 1", seeds=seeds, parts=paper("x above 0", smallest=0.1)
+    )
+    claim.decide(more)
+    assert claim.effects["paper.7"].values == (1.0, 2.0, 4.0)
+    table = pd.DataFrame([[0.0, 1.0, 2.0], [1.0, 3.0, 5.0]], index=[1, 2], columns=[0, 2, 5])
+    other = pd.Series([1.0, 2.0, 4.0], index=[0, 2, 5])
+    for measured in (other, criteria.value(other), criteria.difference(other, 0 * other), criteria.slope(table)):
+        with pytest.raises(ValueError, match=r"paper\.7.*no effect at the seeds \[1\]"):
+            claim.decide(measured)
+    with pytest.raises(ValueError, match="other seeds than each other"):
+        criteria.difference(x, other)
+
+
+def test_a_smallest_effect_beyond_what_the_effect_can_be_is_refused():
+    for bounds in ((-1, 0.01), (-0.01, 1)):
+        with pytest.raises(ValueError, match="beyond what the effect can be"):
+            paper("a above 0", smallest=0.02, bounds=bounds)
