@@ -165,6 +165,8 @@ class Claims:
         parts = {id: parts} if isinstance(parts, Part) else dict(parts)
         if not parts:
             raise ValueError(f"{id}: no parts; give one, or several by name")
+        for name, part in parts.items():
+            part.check(id if name == id else f"{id} ({name})")
         self.claims[id] = Claim(id, statement, source, recalled, parts, tuple(seeds))
         return self.claims[id]
 

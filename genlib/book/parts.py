@@ -22,10 +22,26 @@ class Part:
     """
 
     criterion: str
-    smallest: float | None
+    smallest: float | int | None
     whose: str
     shown: bool = False
     bounds: Bounds = inference.UNBOUNDED
+
+    def check(self, name: str) -> None:
+        """Refuse what decides nothing, by this name."""
+        low, high = self.bounds
+        if self.shown:
+            return
+        if not (self.smallest and 0 < self.smallest < math.inf):
+            raise ValueError(
+                f"{name}: smallest is {self.smallest!r}; give the smallest effect of interest, a positive number"
+            )
+        if not low <= 0 <= high:
+            raise ValueError(f"{name}: bounds are {self.bounds}; an effect of 0 must lie within")
+        if self.smallest > min(high, -low):
+            raise ValueError(
+                f"{name}: smallest is {self.smallest}, beyond what the effect can be, {self.bounds}; give a smaller one"
+            )
 
     def described(self, name: str) -> str:
         """In a line of Markdown, under this name."""
@@ -35,32 +51,23 @@ class Part:
         return f"{head}: {self.criterion}{interest}" if head else f"{self.criterion}{interest}"
 
 
-def paper(criterion: str, *, smallest: float | int, bounds: Bounds = inference.UNBOUNDED) -> Part:
+def paper(criterion: str, *, smallest: float | int | None = None, bounds: Bounds = inference.UNBOUNDED) -> Part:
     """A part that the paper states, with the smallest effect of interest, in the unit of the effect.
 
-    `bounds` is the range of an effect that has one, such as (-1, 1) of a correlation.
+    `bounds` is the range of an effect that has one, such as (-1, 1) of a correlation. `Claims.state` refuses a part
+    without `smallest`.
     """
-    return _part(criterion, smallest, "paper", bounds)
+    return Part(criterion, smallest, "paper", bounds=bounds)
 
 
-def ours(criterion: str, *, smallest: float | int, bounds: Bounds = inference.UNBOUNDED) -> Part:
+def ours(criterion: str, *, smallest: float | int | None = None, bounds: Bounds = inference.UNBOUNDED) -> Part:
     """A question that this book adds: it gets an answer, and the paper's verdict does not count it."""
-    return _part(criterion, smallest, "ours", bounds)
+    return Part(criterion, smallest, "ours", bounds=bounds)
 
 
 def shown(criterion: str, *, whose: str = "paper") -> Part:
     """What holds by a theorem or by construction: the effect of every seed is above 0, or an error says where not."""
     return Part(criterion, None, whose, shown=True)
-
-
-def _part(criterion: str, smallest: float, whose: str, bounds: Bounds) -> Part:
-    if not (smallest and 0 < smallest < math.inf):
-        raise ValueError(f"smallest is {smallest!r}; give the smallest effect of interest, a positive number")
-    if not bounds[0] <= 0 <= bounds[1]:
-        raise ValueError(f"bounds are {bounds}; an effect of 0 must lie within")
-    if smallest > min(bounds[1], -bounds[0]):
-        raise ValueError(f"smallest is {smallest}, beyond what the effect can be, {bounds}; give a smaller one")
-    return Part(criterion, float(smallest), whose, bounds=(float(bounds[0]), float(bounds[1])))
 
 
 @dataclass(frozen=True)

@@ -301,17 +301,23 @@ def test_parts_are_described_in_a_line():
     assert shown("it rises", whose="ours").described("up") == "*up* (our question, shown): it rises"
 
 
-@pytest.mark.parametrize("smallest", [0.0, -0.1, math.inf, math.nan])
-def test_a_part_needs_a_smallest_effect(smallest):
-    with pytest.raises(ValueError, match="give the smallest effect of interest, a positive number"):
-        paper("it rises", smallest=smallest)
-
-
-def test_bounds_of_a_part_are_checked():
-    with pytest.raises(ValueError, match="an effect of 0 must lie within"):
-        paper("it rises", smallest=0.1, bounds=(0.5, 1))
-    with pytest.raises(ValueError, match=r"smallest is 0\.1, beyond what the effect can be"):
-        ours("accuracy above 0.99", smallest=0.1, bounds=(-0.99, 0.01))
+@pytest.mark.parametrize(
+    ("part", "fault"),
+    [
+        (paper("it rises"), "smallest is None; give the smallest effect of interest, a positive number"),
+        (ours("it rises"), "smallest is None"),
+        *((paper("it rises", smallest=bad), "a positive number") for bad in (0.0, -0.1, math.inf, math.nan)),
+        (paper("it rises", smallest=0.1, bounds=(0.5, 1)), "an effect of 0 must lie within"),
+        (ours("accuracy above 0.99", smallest=0.1, bounds=(-0.99, 0.01)), "0.1, beyond what the effect can be"),
+        (paper("it rises", smallest=0.02, bounds=(-0.01, 1)), "0.02, beyond what the effect can be"),
+    ],
+)
+def test_a_part_that_decides_nothing_is_refused_with_the_claims_id(chapter, part, fault):
+    stated = {"source": "Section 2", "seeds": [0, 1, 2]}
+    with pytest.raises(ValueError, match=rf"^paper\.1: .*{fault}"):
+        chapter.state("paper.1", "It rises.", parts=part, **stated)
+    with pytest.raises(ValueError, match=rf"^paper\.1 \(up\): .*{fault}"):
+        chapter.state("paper.1", "It rises.", parts={"up": part}, **stated)
 
 
 def test_an_effect_knows_its_mean_interval_power_and_p():
@@ -636,9 +642,3 @@ def test_series_are_aligned_by_their_seeds_and_none_is_lost(chapter):
             claim.decide(measured)
     with pytest.raises(ValueError, match="other seeds than each other"):
         criteria.difference(x, other)
-
-
-def test_a_smallest_effect_beyond_what_the_effect_can_be_is_refused():
-    for bounds in ((-1, 0.01), (-0.01, 1)):
-        with pytest.raises(ValueError, match="beyond what the effect can be"):
-            paper("a above 0", smallest=0.02, bounds=bounds)
