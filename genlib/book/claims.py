@@ -198,7 +198,7 @@ class Claims:
                 "95 % interval": "{:.2g}\u00a0…\u00a0{:.2g}".format(*effect.interval),
                 "smallest of interest": "" if effect.part.shown else f"{effect.part.smallest:.2g}",
                 "power": "" if effect.power is None else f"{effect.power:.0%}",
-                "verdict": effect.verdict + _too_small(effect.verdict, effect.power),
+                "verdict": effect.verdict + inference.too_small(effect.verdict, effect.power),
                 "of the claim": claim.verdict,
             }
             for claim in self._in_order()
@@ -315,7 +315,3 @@ def _parts(entries: Sequence[dict]) -> dict[tuple[str, str], dict]:
 
 def _named(keys) -> str:
     return ", ".join(id if name == id else f"{id} ({name})" for id, name in sorted(keys))
-
-
-def _too_small(verdict: str, power: float | None) -> str:
-    return ", too small to see with these seeds" if verdict == "open" and power < 0.8 else ""

@@ -9,11 +9,22 @@ from scipy import stats
 
 from genlib.estimates import interval
 
-__all__ = ["VERDICTS", "bounded_interval", "differ", "holm", "p_value", "rates", "verdict"]
+__all__ = [
+    "SMALLEST_POWER",
+    "VERDICTS",
+    "bounded_interval",
+    "differ",
+    "holm",
+    "p_value",
+    "rates",
+    "too_small",
+    "verdict",
+]
 
 VERDICTS = ("reproduced", "contradicted", "no effect of interest", "open", "shown")
 Bounds = tuple[float | int, float | int]
 UNBOUNDED: Bounds = (-math.inf, math.inf)
+SMALLEST_POWER = 0.8
 ROUNDING = 1e-9  # equal numbers may differ by less than this, as a share of them
 
 
@@ -32,6 +43,11 @@ def verdict(values: Sequence[float], smallest: float, bounds: Bounds = UNBOUNDED
     if -least < low and high < least:
         return "no effect of interest"
     return "reproduced" if low > 0 else "contradicted" if high < 0 else "open"
+
+
+def too_small(verdict: str, power: float | None) -> str:
+    """What is said after an open verdict on seeds too few to find the smallest effect of interest; else nothing."""
+    return ", too small to see with these seeds" if verdict == "open" and power < SMALLEST_POWER else ""
 
 
 def rates(effects: Float[np.ndarray, "draws seeds"], smallest: float) -> tuple[float, float]:

@@ -6,11 +6,10 @@ from scipy import stats
 
 from genlib.book import inference
 
-__all__ = ["SCALES", "SMALLEST_POWER", "ledger"]
+__all__ = ["SCALES", "ledger"]
 
 SCALES = ("small", "gpu", "paper")
 LEVEL = 0.05
-SMALLEST_POWER = 0.8
 
 
 def ledger(claims: pd.DataFrame, again: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -8,8 +8,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from genlib.book import plots
-from genlib.book.inference import VERDICTS
-from genlib.book.ledger import SMALLEST_POWER
+from genlib.book.inference import VERDICTS, too_small
 from genlib.book.tables import table
 from genlib.estimates import interval
 
@@ -190,7 +189,7 @@ def _exceptions(parts: pd.DataFrame) -> str:
 def _exception(part) -> str:
     second = f", on generated data {part.again}" if _other(part, part.again) not in ("–", "same") else ""
     name = f"*{part.name}*, " if part.name else ""
-    return f"{badges(part.verdict)} {name}{_measured(part)}{_too_small(part)}{second}"
+    return f"{badges(part.verdict)} {name}{_measured(part)}{too_small(part.verdict, part.power)}{second}"
 
 
 def _claim(parts: pd.DataFrame) -> str:
@@ -224,7 +223,7 @@ def _row(part) -> dict[str, str]:
         "Effect, 95 % interval": _measured(part),
         "δ": "–" if part.shown else f"{part.smallest:.2g}",
         "Power": "–" if part.shown else f"{100 * part.power:.0f}\u00a0%",
-        "Verdict": badges(part.verdict, ours=part.whose == "ours") + _too_small(part),
+        "Verdict": badges(part.verdict, ours=part.whose == "ours") + too_small(part.verdict, part.power),
         "Holm": _other(part, part.holm),
         "B.–H.": _other(part, part.fdr),
         "Generated data": _other(part, part.again),
@@ -234,10 +233,6 @@ def _row(part) -> dict[str, str]:
 def _other(part, verdict: object) -> str:
     """Another verdict on a part, which may be missing, beside the one that it has."""
     return "–" if not isinstance(verdict, str) else "same" if verdict == part.verdict else verdict
-
-
-def _too_small(part) -> str:
-    return ", too small to see with these seeds" if part.verdict == "open" and part.power < SMALLEST_POWER else ""
 
 
 def _measured(part) -> str:
