@@ -12,6 +12,7 @@ from genlib.network import Network
 from genlib.network.derivatives import require_input_derivatives
 from genlib.network.door import spread
 from genlib.network.functional import pulled_back, without_recomputation
+from genlib.network.losses import logits_of_classes
 from genlib.network.objective import batches, measurable, require_classes, require_finite
 from genlib.network.precision import full_precision
 from genlib.norms import log_spectral_complexity
@@ -35,13 +36,14 @@ def output_margins(
 ) -> Float[Tensor, "*models samples"]:
     """f(x)_y - max_{k≠y} f(x)_k of each sample, in units of the logits; negative where the network errs.
 
+    Of a network of one output it is ± f(x), plus for label 1, for its other logit is 0.
     `labels` [samples], whole numbers from 0 to classes - 1; `chunk_size` samples at a time. Cost: one forward pass.
     BatchNorm in training mode, empty or mismatched data, labels out of range, logits not finite: ValueError.
     """
     network, inputs, labels = *_measurable(network, inputs, labels, chunk_size), labels.long()
     with torch.no_grad():
         logits = torch.cat([network.apply(network.params, x) for x, _ in batches(inputs, labels, chunk_size)], -2)
-    require_classes(logits, labels, network.size, at_least=2)
+    require_classes(logits, labels, network.size)
     return require_finite(margins_of_logits(logits, labels), "margin")
 
 
@@ -86,9 +88,10 @@ def input_margins(
 
 
 def margins_of_logits(
-    logits: Float[Tensor, "*models samples classes"], labels: Int[Tensor, " samples"]
+    logits: Float[Tensor, "*models samples outputs"], labels: Int[Tensor, " samples"]
 ) -> Float[Tensor, "*models samples"]:
     """f(x)_y - max_{k≠y} f(x)_k where the logits f(x) are at hand already."""
+    logits = logits_of_classes(logits)
     label = labels.long().expand(logits.shape[:-1]).unsqueeze(-1)
     rivals = logits.scatter(-1, label, -torch.inf)
     return logits.gather(-1, label).squeeze(-1) - rivals.max(-1).values
@@ -155,7 +158,7 @@ def _with_classes(
 ) -> tuple[Network, Tensor]:
     network, inputs = _measurable(network, inputs, labels, chunk_size)
     with torch.no_grad():
-        require_classes(network.apply(network.params, inputs[:1]), labels, network.size, at_least=2)
+        require_classes(network.apply(network.params, inputs[:1]), labels, network.size)
     require_input_derivatives(network, inputs)
     return network, inputs
 

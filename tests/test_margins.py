@@ -188,7 +188,7 @@ REFUSED = {
     "one-hot labels": (nn.Linear(3, 2), torch.ones(4, 3), torch.ones(4, 2), "whole numbers"),
     "a label too large": (nn.Linear(3, 2), torch.ones(2, 3), torch.tensor([0, 2]), "labels has values outside 0 … 1"),
     "a negative label": (nn.Linear(3, 2), torch.ones(2, 3), torch.tensor([0, -1]), "labels has values outside 0 … 1"),
-    "one output": (nn.Linear(3, 1), torch.ones(2, 3), torch.tensor([0, 0]), "2 or more classes"),
+    "one output, three classes": (nn.Linear(3, 1), torch.ones(2, 3), torch.tensor([0, 2]), "other than 0 and 1"),
     "not a number": (nn.Linear(3, 2), torch.full((2, 3), torch.nan), torch.tensor([0, 1]), "not finite"),
 }
 

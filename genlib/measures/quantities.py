@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from genlib.estimates import Estimate
 from genlib.network import Network, Params
 from genlib.network.derivatives import require_derivatives, twice_differentiable
 from genlib.network.door import Entangled
-from genlib.network.losses import sample_losses
+from genlib.network.losses import logits_of_classes, sample_losses
 from genlib.network.objective import Objective, require_finite, seeded_generator, start_of, with_slope
 from genlib.network.precision import upcast_network
 from genlib.train import Run
@@ -199,7 +198,6 @@ class Quantities:
 
     @quantity
     def margins(self) -> Float[Tensor, " samples"]:
-        self._require_two_outputs()
         return margins.margins_of_logits(self.logits, self.labels).double()
 
     @staticmethod
@@ -214,7 +212,6 @@ class Quantities:
     @quantity
     def input_margins(self) -> Float[Tensor, " samples"]:
         """How far each input is from where the network changes its mind, to first order."""
-        self._require_two_outputs()
         found = margins.input_margins(*self._data).double()
         self.passes += 2
         return found
@@ -233,9 +230,7 @@ class Quantities:
 
     @property
     def negative_entropy(self) -> Float[Tensor, ""]:
-        # The sigmoid's two probabilities are the softmax of 0 and f.
-        logits = F.pad(self.logits, (1, 0)) if self.objective.outputs == 1 else self.logits
-        log_p = logits.log_softmax(-1)
+        log_p = logits_of_classes(self.logits).log_softmax(-1)
         return (log_p.exp() * log_p).sum(-1).mean()
 
     # How its losses change when all weights grow by one factor
@@ -268,7 +263,7 @@ class Quantities:
     def jacobian_norms(self) -> dict[str, Float[Tensor, " samples"]]:
         """‖J(x)‖_F of the probabilities and of the logits."""
         found = sensitivity.jacobian_norms(self.network, self.objective.inputs, of=("probabilities", "logits"))
-        self.passes += 1 + self.objective.outputs
+        self.passes += 1 + self.objective.classes
         return found
 
     @quantity
@@ -291,7 +286,3 @@ class Quantities:
 
     def _generator(self) -> torch.Generator:
         return seeded_generator(None, self.labels.device, self._seed)
-
-    def _require_two_outputs(self) -> None:
-        if self.objective.outputs == 1:
-            raise ValueError("network: it has one output, and a margin is between two; give it one output a class")

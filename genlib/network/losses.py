@@ -16,6 +16,7 @@ __all__ = [
     "MEANS",
     "Loss",
     "SampleLoss",
+    "logits_of_classes",
     "per_sample_loss",
     "require_binary",
     "sample_losses",
@@ -44,6 +45,11 @@ def _mse(logits: Tensor, labels: Tensor) -> Tensor:
 def _sided(logits: Float[Tensor, "n 1"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """y f: positive where the network is right."""
     return (2 * labels - 1) * logits.squeeze(-1)
+
+
+def logits_of_classes(logits: Float[Tensor, "*n outputs"]) -> Float[Tensor, "*n classes"]:
+    """One logit a class: of one output f those of its two classes are 0 and f, whose softmax is the sigmoid of f."""
+    return F.pad(logits, (1, 0)) if logits.shape[-1] == 1 else logits
 
 
 LOSSES = {"cross_entropy": _cross_entropy, "mse": _mse}

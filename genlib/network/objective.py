@@ -209,13 +209,10 @@ def measurable(
     return admitted(network, inputs, labels.dim() - 1), inputs
 
 
-def require_classes(logits: Tensor, labels: Tensor, size: int | None, *, at_least: int = 1) -> int:
+def require_classes(logits: Tensor, labels: Tensor, size: int | None) -> int:
     """The number of outputs, once the labels are seen to be among their classes: two, if it is one. One host read."""
-    if logits.dim() != (2 if size is None else 3) or logits.shape[-1] < at_least:
-        raise ValueError(
-            f"network: its output has the shape {tuple(logits.shape)}; it must be [samples, classes], "
-            f"{at_least} or more classes"
-        )
+    if logits.dim() != (2 if size is None else 3) or not logits.shape[-1]:
+        raise ValueError(f"network: its output has the shape {tuple(logits.shape)}; it must be [samples, classes]")
     classes = logits.shape[-1]
     if classes == 1:
         require_binary(labels)

@@ -12,6 +12,7 @@ from genlib.estimates import Estimate
 from genlib.network import Network, dense_steps
 from genlib.network.derivatives import require_input_derivatives
 from genlib.network.functional import pulled_back, without_recomputation
+from genlib.network.losses import logits_of_classes
 from genlib.network.objective import rademacher, require_finite, seeded_generator
 from genlib.network.precision import full_precision
 from genlib.sensitivity.samples import at_once, measurable_inputs
@@ -36,7 +37,8 @@ def jacobian_norms(
     `of`: `probabilities`, `logits`, or a tuple of both, which gives a dict of both from the same passes. `norm`:
     `frobenius`, or `spectral`, the largest singular value, from the smaller of the Gram matrices JJᵀ and JᵀJ. The
     probabilities' Jacobian is (diag(p) − ppᵀ) times the logits', with 1 − p written as a sum, so that nothing is lost
-    as p nears 1. In units of the output over units of the input. A stack shares the inputs.
+    as p nears 1; a network of one output f counts as the two logits 0 and f. In units of the output over units of the
+    input. A stack shares the inputs.
     Cost: 1 + C forward passes, C classes; less for a dense network with more inputs than units in its first layer; for
     both outputs 2 more where one sample's Jacobian exceeds 64 MB. Memory: the Jacobians of a chunk, by default 64 MB at
     most, twice for both; Frobenius takes rows alone where one sample's is beyond that, and spectral three matrices of
@@ -52,7 +54,7 @@ def jacobian_norms(
     network, inputs = _in_row_space(network, inputs, classes)
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     for chunk in inputs.split(chunk_size or _chunk_size(network, inputs, classes, norm)):
-        logits, x = _output(network, chunk)
+        logits, x = _output(network, chunk, names)
         softmax = _Softmax.of(logits.detach()) if "probabilities" in names else None
         norms = {name: _Norm(norm == "spectral") for name in names}
         for rows in _rows(logits, x, softmax, names):
@@ -104,7 +106,7 @@ def mean_squared_jacobian_norm(
     generator = seeded_generator(generator, inputs.device)
     total, variance = 0.0, 0.0
     for chunk in inputs.split(chunk_size or _chunk_size(network, inputs, 1)):
-        logits, x = _output(network, chunk)
+        logits, x = _output(network, chunk, (of,))
         v = rademacher((projections, *logits.shape), x, generator)
         if of == "probabilities":
             softmax = _Softmax.of(logits.detach())
@@ -121,13 +123,10 @@ def _classes(network: Network, inputs: Tensor, of: tuple[str, ...]) -> int:
         raise ValueError(f"of is {of[0] if len(of) == 1 else of!r}; choose probabilities, logits, or both in a tuple")
     with torch.no_grad():
         shape = network.apply(network.params, inputs[:1]).shape
-    least = 2 if "probabilities" in of else 1
-    if len(shape) != (2 if network.size is None else 3) or shape[-1] < least:
-        raise ValueError(
-            f"network: its output has the shape {tuple(shape)}; it must be [samples, classes], {least} or more classes"
-        )
+    if len(shape) != (2 if network.size is None else 3) or not shape[-1]:
+        raise ValueError(f"network: its output has the shape {tuple(shape)}; it must be [samples, classes]")
     require_input_derivatives(network, inputs)
-    return shape[-1]
+    return max(shape[-1], 2 if "probabilities" in of else 1)
 
 
 def _chunk_size(network: Network, inputs: Tensor, classes: int, norm: str = "frobenius") -> int:
@@ -139,8 +138,11 @@ def _chunk_size(network: Network, inputs: Tensor, classes: int, norm: str = "fro
     return max(1, min(at_once(network, inputs), _JACOBIAN_BYTES // (row * rows)))
 
 
-def _output(network: Network, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits, and the inputs that they hang on: each network of a stack has its own copy."""
+def _output(network: Network, inputs: Tensor, of: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """The logits, and the inputs that they hang on: each network of a stack has its own copy.
+
+    Of one output the two of its classes, where it is about probabilities.
+    """
     x = inputs if network.size is None else inputs.expand(network.size, *inputs.shape)
     with torch.enable_grad(), without_recomputation():
         x = x.detach().requires_grad_()
@@ -148,7 +150,7 @@ def _output(network: Network, inputs: Tensor) -> tuple[Tensor, Tensor]:
         logits = network.apply(network.params, x.clone(), inputs_of_each=network.size is not None)
     if not logits.requires_grad:
         raise ValueError("network: its output has no derivative with respect to inputs; remove no_grad or detach")
-    return logits, x
+    return logits_of_classes(logits) if "probabilities" in of else logits, x
 
 
 def _products(

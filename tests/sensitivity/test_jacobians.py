@@ -227,7 +227,6 @@ class Detached(nn.Linear):
         (nn.Linear(3, 2), torch.ones(0, 3), {}, "^inputs is empty"),
         (nn.Linear(3, 2), torch.full((4, 3), torch.inf), {}, "^network: its Jacobian norm"),
         (nn.Linear(3, 2), torch.ones(4, 3), {"chunk_size": 0}, "^chunk_size is 0"),
-        (nn.Linear(3, 1), torch.ones(4, 3), {}, "2 or more classes"),
         (nn.Conv1d(1, 1, 2), torch.ones(4, 1, 3), {}, r"must be \[samples, classes\]"),
         (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), torch.ones(4, 3), {}, "BatchNorm in training mode"),
         (nn.Sequential(nn.Linear(3, 2), nn.Dropout()), torch.ones(4, 3), {}, "dropout in training mode"),
