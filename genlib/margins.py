@@ -14,6 +14,7 @@ from genlib.network.door import spread
 from genlib.network.functional import pulled_back, without_recomputation
 from genlib.network.losses import logits_of_classes
 from genlib.network.objective import batches, measurable, require_classes, require_finite
+from genlib.network.outputs import logits_of
 from genlib.network.precision import full_precision
 from genlib.norms import log_spectral_complexity
 
@@ -180,7 +181,7 @@ def _margins(module: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     """The inputs as a leaf, and the margins that hang on it."""
     with torch.enable_grad(), without_recomputation():
         x = x.detach().requires_grad_(x.is_floating_point())
-        logits = module(x.clone())  # for an operation in place may not touch a leaf
+        logits = logits_of(module(x.clone()), len(x))  # a clone, for an operation in place may not touch a leaf
         m = margins_of_logits(logits, labels)
     if not m.requires_grad:
         raise ValueError("network: its output has no derivative with respect to inputs; remove no_grad or detach")

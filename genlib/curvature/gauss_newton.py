@@ -16,6 +16,7 @@ from genlib.network.door import spread
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, rademacher, with_slope
 from genlib.network.operations import altered
+from genlib.network.outputs import logits_of
 from genlib.network.weights import BATCH_NORM, CONVOLUTIONS, TRANSPOSED
 
 __all__ = [
@@ -80,7 +81,7 @@ def unlike_samples(objective: Objective) -> str | None:
     x = spread(few.inputs, 0)
     module, met = with_records(few.network)
     with torch.enable_grad():
-        logits = module(x)
+        logits = logits_of(module(x), len(x))
         of_each = with_slope(square(logits, logits))
     layers = list(met)
     if cut := [name for name, _, _, output in layers if not output.requires_grad]:
@@ -170,7 +171,7 @@ def _backward(
     """Each layer with its input and the cotangents at its output, [cotangents, n, …]; both from `with_records`."""
     met.clear()
     with torch.enable_grad():
-        logits = module(inputs)
+        logits = logits_of(module(inputs), len(inputs))
     factor = _factor(logits.detach(), loss, drawn, generator)
     outputs = [output for *_, output in met]
     # Not materialize_grads, whose zeros would lack the axis of cotangents. A layer on which no logit hangs counts zero.

@@ -15,6 +15,7 @@ from genlib.network.chunks import side_by_side
 from genlib.network.errors import out_of_memory
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, batches, require_finite, with_slope
+from genlib.network.outputs import logits_of
 from genlib.network.precision import full_precision
 
 __all__ = ["gradient_variance", "variance_of"]
@@ -36,7 +37,7 @@ def _by_layers(objective: Objective) -> tuple[Tensor, list[Tensor]]:
     for inputs, labels in objective.batches:
         met.clear()
         with torch.enable_grad():
-            loss = objective.losses(module(inputs), labels).sum()
+            loss = objective.losses(logits_of(module(inputs), len(inputs)), labels).sum()
             found = torch.autograd.grad(loss, [*(output for *_, output in met), *params], materialize_grads=True)
         for (_, layer, x, _), delta in zip(met, found, strict=False):
             square = square + squared_gradients(layer, x, delta.unsqueeze(0)).double().sum() / objective.samples

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from genlib.network.errors import first_line, out_of_memory
 from genlib.network.functional import Network
 from genlib.network.operations import Rerun, dense_steps
+from genlib.network.outputs import logits_of
 
 __all__ = ["Entangled", "admitted", "spread"]
 
@@ -108,10 +109,10 @@ def _misread(network: Network, x: Tensor, outputs: Tensor) -> Tensor:
     if network.graph is None or dense_steps(network.module) is not None:
         return ~unlike
     try:
-        found = Rerun(network.each[0].shared_copy(), graph=network.graph).run(x.clone())
+        found = logits_of(Rerun(network.each[0].shared_copy(), graph=network.graph).run(x.clone()), len(x))
     except Exception:  # whatever the module's operations raise out of their place
         return unlike
-    return ~_alike(outputs, found) if isinstance(found, Tensor) and found.shape == outputs.shape else unlike
+    return ~_alike(outputs, found) if found.shape == outputs.shape else unlike
 
 
 def spread(tensor: Tensor, axis: int) -> Tensor:

@@ -24,6 +24,7 @@ from genlib.network.modules import (
     weights_apart,
 )
 from genlib.network.operations import Layer, dense_steps, layers_of, traced
+from genlib.network.outputs import logits_of
 
 __all__ = [
     "Network",
@@ -168,7 +169,7 @@ class Network:
 
 
 def called(module: nn.Module, names: dict[str, str], tensors: Params, inputs: Tensor) -> Tensor:
-    """The module's output with these tensors in place of its own; `names` are its `aliases`.
+    """The module's logits with these tensors in place of its own; `names` are its `aliases`.
 
     Left to itself torch.func also ties the names of a layer that stands there twice, and puts its weights back wrong.
     """
@@ -182,13 +183,7 @@ def called(module: nn.Module, names: dict[str, str], tensors: Params, inputs: Te
             f"network: its forward pass fails on inputs of shape {tuple(inputs.shape)} and {inputs.dtype} "
             f"({type(error).__name__}: {first_line(error)}); give inputs that the network takes in batches of any size"
         ) from error
-    if isinstance(found, Tensor) and not found.is_floating_point():
-        raise ValueError(f"network: its output is of {found.dtype}; let it return logits, before argmax or rounding")
-    if not isinstance(found, Tensor):
-        raise ValueError(
-            f"network: its output is a {type(found).__name__}; wrap it in a module that returns the logits alone"
-        )
-    return found
+    return logits_of(found, len(inputs))
 
 
 @contextmanager

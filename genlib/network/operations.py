@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from genlib.network.normalizations import SimplifiedBatchNorm, SimplifiedLayerNorm
+from genlib.network.outputs import entry_of_logits
 
 __all__ = ["ELEMENTWISE", "Layer", "Rerun", "altered", "dense_steps", "layers_of", "traced"]
 
@@ -19,7 +20,8 @@ _LINEAR = {
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
     *(nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     *(getattr(nn, f"{kind}{d}d") for kind in _POOLING for d in (1, 2, 3)),
-    *(torch.flatten, torch.cat, torch.add, torch.mean, operator.add, operator.iadd, operator.sub, operator.getitem),
+    *(torch.flatten, torch.cat, torch.add, torch.mean, torch.squeeze),
+    *(operator.add, operator.iadd, operator.sub, operator.getitem),
     *(F.linear, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.pad),
     *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
     *("flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous"),
@@ -98,7 +100,9 @@ def altered(module: nn.Module) -> str | None:
 def traced(
     module: nn.Module, leaves: Container[str] = (), *, follow_buffers: bool = False, overwritten: bool = False
 ) -> fx.Graph | None:
-    """What the module's forward does, or None where torch.fx can't follow it. Its buffers are left as they were.
+    """What the module's forward does to get its logits, or None where torch.fx can't follow it.
+
+    Its buffers are left as they were.
 
     The modules named in `leaves` are calls of their own, not looked into. Arithmetic on buffers alone is done here and
     now and its result stands in the graph, unless `follow_buffers`. With `overwritten` also where something that is
@@ -146,8 +150,25 @@ def _overwrites(graph: fx.Graph, module: nn.Module) -> bool:
     )
 
 
+def _to_logits(graph: fx.Graph) -> None:
+    """Let the graph give the logits alone, where the module returns more, and leave out what they don't hang on."""
+    output = graph.output_node()
+    returned = output.args[0]
+    found = entry_of_logits(returned)
+    if isinstance(found, fx.Node) and isinstance(found.target, type):  # an object that is made of the logits
+        names = getattr(found.target, "__match_args__", ())
+        found = (dict(zip(names, found.args, strict=False)) | found.kwargs).get("logits", found)
+    if found is returned:
+        return
+    output.args = (found,)
+    for node in reversed(graph.nodes):
+        if node.op not in ("placeholder", "output") and not node.users:
+            graph.erase_node(node)
+
+
 def _plain(graph: fx.Graph, module: nn.Module) -> fx.Graph:
     """The graph with x + y for x += y, the same here, and in its `meta` the tensors that fx keeps in the module."""
+    _to_logits(graph)
     for node in graph.nodes:
         node.target = _IN_PLACE.get(node.target, node.target)
         if node.op == "get_attr" and node.target.startswith("_tensor_constant"):
