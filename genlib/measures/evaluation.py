@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from genlib import scale
-from genlib.data import Dataset
 from genlib.estimates import Estimate
 from genlib.measures.catalogue import ROWS
 from genlib.measures.measure import CATALOGUE, Measure, register_measure
+from genlib.measures.samples import Samples, inputs_and_labels
 from genlib.measures.searches import Shared
 from genlib.network import Network
 from genlib.network.errors import first_line, out_of_memory
@@ -36,22 +35,26 @@ for _row in ROWS:
 @full_precision()
 def evaluate(
     network: nn.Module | Network,
-    data: Dataset | tuple[Tensor, Tensor] | DataLoader,
+    data: Samples | None = None,
     *,
     initial: nn.Module | Network | None = None,
     first_epoch: nn.Module | Network | None = None,
     run: Run | Sequence[Run] | None = None,
     names: Iterable[str] | None = None,
+    input_shape: tuple[int, ...] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Measures of one network by name, all that apply unless `names` are given: one row each, in their order.
 
     `value`, larger where it predicts a larger gap; `standard_error`, 0 where the value is exact; `passes`, the forward
     passes over the data that the row added, for what several measures need is computed once; `reason`, why there is no
-    value, or no standard error. `data`: the training samples of a Dataset, inputs and labels, or a loader, which is
-    read into memory. `initial`, `first_epoch`: the network before training (with a `run`, its start), and after an
-    epoch. A stack, whose networks may have data of their own ([models, samples, …]) and a run each: an index level
-    `network` in front. Small dense networks search together, so `passes` is then that of the longest search.
+    value, or no standard error. `data`: the training samples of a Dataset, a pair of inputs and labels, tensors or
+    arrays, a dict that has labels among its entries, or a loader, list or dataset of such batches or samples, which is
+    read into memory once, and goes where the network is. Of inputs alone, rows that need labels say that they are
+    missing; without data there are those of the weights, of images with the `input_shape` of a sample.
+    `initial`, `first_epoch`: the network before training (with a `run`, its start), and after an epoch. A stack, whose
+    networks may have data of their own ([models, samples, …]) and a run each: an index level `network` in front. Small
+    dense networks search together, so `passes` is then that of the longest search.
     A measure that fails says so in its `reason`, too, and the others go on. An interrupt, or memory that is not to be
     had, ends the table: the rows that are done stay, the others say why; within a sweep it raises.
     ValueError: a name that isn't in the catalogue, data or a network that no measure could take.
@@ -67,16 +70,18 @@ def evaluate(
             raise ValueError(
                 f"run is or holds a {type(one).__name__}; give what fit returned, of a stack a list of these"
             )
-    inputs, labels = _tensors(data)
-    labels = labels if labels.is_floating_point() or labels.dtype == torch.bool else labels.long()
+    if data is not None and input_shape is not None:
+        raise ValueError("input_shape is given beside data, whose samples have their own; give one of them")
     network = Network.of(network)
+    inputs, labels = (None, None) if data is None else _measurable(data, network)
+    shared = {"input_shape": input_shape, "seed": seed}
     if network.size is None:
         others = {
             "initial": run.initial if initial is None and run is not None else initial,
             "first_epoch": first_epoch,
         }
         others = {name: None if other is None else Network.of(other, name) for name, other in others.items()}
-        return _rows(Shared(network, inputs, labels, run=run, seed=seed, **others), measures, [])
+        return _rows(Shared(network, inputs, labels, run=run, **others, **shared), measures, [])
     if run is not None and initial is None:
         initial = Network.stack([one.initial for one in run])
     for name, other in (("initial", initial), ("first_epoch", first_epoch)):
@@ -84,7 +89,7 @@ def evaluate(
             raise ValueError(f"{name} holds {size} networks, network {network.size}; give each network its own")
     if run is not None and len(run) != network.size:
         raise ValueError(f"run holds {len(run)} runs, network {network.size} networks; give each network its own")
-    each = Shared.of_each(network, inputs, labels, initial=initial, first_epoch=first_epoch, run=run, seed=seed)
+    each = Shared.of_each(network, inputs, labels, initial=initial, first_epoch=first_epoch, run=run, **shared)
     ended: list[str] = []
     return pd.concat({i: _rows(shared, measures, ended) for i, shared in enumerate(each)}, names=["network"])
 
@@ -150,31 +155,17 @@ def _named(name: str) -> Measure:
     return CATALOGUE[name]
 
 
-def _tensors(data: object) -> tuple[Tensor, Tensor]:
-    if isinstance(data, Dataset):
-        if not isinstance(data.inputs, Tensor):
-            raise ValueError("data are streamed from files; take as many samples as fit in memory first (subset)")
-        return data.inputs, data.labels
-    if isinstance(data, DataLoader):
-        batches = [_pair(batch, "a batch of the loader") for batch in data]
-        if not batches:
-            raise ValueError("data is a loader of no batches; give one of at least one sample")
-        if len({(x.shape[1:], x.dtype) for x, _ in batches}) > 1 or any(y.dim() == 0 for _, y in batches):
-            raise ValueError(
-                "data is a loader whose samples differ in shape from batch to batch, or that has no batches; pad them "
-                "to one shape, and give it a batch_size"
-            )
-        inputs, labels = zip(*batches, strict=True)
-        return torch.cat(inputs), torch.cat(labels)
-    return _pair(data, "data")
-
-
-def _pair(pair: object, what: str) -> tuple[Tensor, Tensor]:
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
-        kind = type(pair).__name__
-        if isinstance(pair, tuple | list):
-            kind = f"{kind} of {', '.join(type(part).__name__ for part in pair[:4]) or 'nothing'}"
+def _measurable(data: Samples, network: Network) -> tuple[Tensor, Tensor | None]:
+    """Inputs and labels where the network is, labels one number a sample as far as that is only a matter of form."""
+    inputs, labels = inputs_and_labels(data)
+    if not isinstance(inputs, Tensor):
         raise ValueError(
-            f"{what} is a {kind}; give two tensors, inputs and labels, a genlib.data.Dataset, or a DataLoader of pairs"
+            "data has several inputs, or names for them; give one tensor, or write a module that takes one"
         )
-    return pair[0], pair[1]
+    device = next((w.device for w in network.params.values()), inputs.device)
+    inputs, labels = (t if t is None or device.type == "meta" else t.to(device) for t in (inputs, labels))
+    if labels is None:
+        return inputs, None
+    if labels.shape[1:] == (1,) and inputs.shape[:2] != (network.size, 1):
+        labels = labels.squeeze(1)
+    return inputs, labels if labels.is_floating_point() or labels.dtype == torch.bool else labels.long()

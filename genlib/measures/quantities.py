@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -14,12 +15,16 @@ from genlib.network import Network, Params
 from genlib.network.derivatives import require_derivatives, twice_differentiable
 from genlib.network.door import Entangled
 from genlib.network.losses import logits_of_classes, sample_losses
-from genlib.network.objective import Objective, require_finite, seeded_generator, start_of, with_slope
+from genlib.network.objective import Objective, require_finite, seeded_generator, stand_ins, start_of, with_slope
 from genlib.network.precision import upcast_network
 from genlib.train import Run
 
 __all__ = ["Quantities", "once", "quantity", "total"]
 
+T = TypeVar("T")
+
+_NO_DATA = "data are missing; give evaluate the training samples, inputs and labels"
+_NO_LABELS = "labels are missing; give evaluate inputs and labels, as a pair or in a dict with labels among them"
 _POINTS, _SAMPLES = 256, 64  # on an ellipse, and how many samples there are for each
 
 
@@ -46,6 +51,13 @@ def quantity(method: Callable) -> property:
     return property(once(method))
 
 
+def _there(value: T | ValueError) -> T:
+    """The value itself, or why there is none."""
+    if isinstance(value, ValueError):
+        raise value
+    return value
+
+
 def total(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
     """The sum over all entries of all tensors, in float64."""
     return torch.stack([tensor.double().sum() for tensor in tensors]).sum()
@@ -57,34 +69,63 @@ class Quantities:
     def __init__(
         self,
         network: Network,
-        inputs: Tensor,
-        labels: Int[Tensor, "..."],
+        inputs: Tensor | None,
+        labels: Int[Tensor, "..."] | None,
         *,
         initial: Network | None,
         first_epoch: Network | None = None,
         run: Run | None = None,
+        input_shape: tuple[int, ...] | None = None,
         seed: int,
     ):
-        try:
-            self._objective = Objective.of(network, inputs, labels)
-            self.network = self._objective.network  # which has passed the door
-        except Entangled as refusal:
-            self._objective, self.network = refusal, upcast_network(network)
-        self.weights, self.labels = self.network.params, labels.long()
-        self.input_shape, self.samples = tuple(inputs.shape[labels.dim() :]), labels.shape[-1]
+        if not network.params:
+            raise ValueError("network has no parameters; there is nothing to measure")
+        if inputs is None:
+            network.require_eval()
+            self._objective, self.network = ValueError(_NO_DATA), upcast_network(network)
+        else:
+            try:
+                self._objective = Objective.of(network, inputs, stand_ins(inputs) if labels is None else labels)
+                self.network = self._objective.network  # which has passed the door
+            except Entangled as refusal:
+                self._objective, self.network = refusal, upcast_network(network)
+            input_shape = tuple(inputs.shape[1 if labels is None else labels.dim() :])
+        self._labels = ValueError(_NO_DATA if inputs is None else _NO_LABELS) if labels is None else labels.long()
+        self._input_shape = input_shape
+        self.weights = self.network.params
+        self._device = next(iter(self.weights.values())).device
         self._initial, self._first_epoch, self._run, self._seed = initial, first_epoch, run, seed
         self._found, self.passes = {}, 0.0
 
     def number(self, value: float | int) -> Float[Tensor, ""]:
         """A number as a tensor beside the others."""
-        return torch.tensor(float(value), dtype=torch.float64, device=self.labels.device)
+        return torch.tensor(float(value), dtype=torch.float64, device=self._device)
+
+    @property
+    def unlabelled(self) -> Objective:
+        """The objective for what hangs on no label; refused where no output hangs on one sample alone."""
+        return _there(self._objective)
 
     @property
     def objective(self) -> Objective:
         """The mean loss over the data; refused where no loss hangs on one sample alone."""
-        if isinstance(self._objective, Entangled):
-            raise self._objective
-        return self._objective
+        _there(self._labels)
+        return self.unlabelled
+
+    @property
+    def labels(self) -> Int[Tensor, "..."]:
+        return _there(self._labels)
+
+    @property
+    def samples(self) -> int:
+        return self.unlabelled.samples
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        if self._input_shape is None:
+            raise ValueError("input_shape is missing; give evaluate the shape of one sample, or data")
+        return self._input_shape
 
     # The network
 
@@ -190,15 +231,16 @@ class Quantities:
     @quantity
     def logits(self) -> Float[Tensor, "samples classes"]:
         """The one forward pass that loss, entropy and margins share."""
-        network = self.objective.network
+        batches = self.unlabelled.batches
         self.passes += 1
         with torch.no_grad():
-            found = torch.cat([network.apply(self.weights, inputs) for inputs, _ in self.objective.batches])
+            found = torch.cat([self.network.apply(self.weights, inputs) for inputs, _ in batches])
         return require_finite(found, "output")
 
     @quantity
     def margins(self) -> Float[Tensor, " samples"]:
-        return margins.margins_of_logits(self.logits, self.labels).double()
+        labels = self.labels
+        return margins.margins_of_logits(self.logits, labels).double()
 
     @staticmethod
     def percentile(margin: Float[Tensor, " samples"], percent: int = 10) -> Float[Tensor, ""]:
@@ -212,21 +254,25 @@ class Quantities:
     @quantity
     def input_margins(self) -> Float[Tensor, " samples"]:
         """How far each input is from where the network changes its mind, to first order."""
-        found = margins.input_margins(*self._data).double()
+        found = margins.input_margins(self.network, self._varied, self.labels).double()
         self.passes += 2
         return found
+
+    @quantity
+    def input_norms(self) -> Float[Tensor, " samples"]:
+        """‖x‖₂ of each sample."""
+        inputs = self.unlabelled.inputs
+        inputs = inputs if inputs.is_floating_point() else inputs.double()
+        return torch.linalg.vector_norm(inputs.flatten(1), dim=1)  # in float64 it would take tenfold
 
     @property
     def log_inputs(self) -> Float[Tensor, ""]:
         """ln ‖X‖_F over all samples."""
-        inputs = self.objective.inputs
-        inputs = inputs if inputs.is_floating_point() else inputs.double()
-        of_each = torch.linalg.vector_norm(inputs.flatten(1), dim=1)  # in float64 all would take tenfold
-        return torch.linalg.vector_norm(of_each, dtype=torch.float64).log()
+        return torch.linalg.vector_norm(self.input_norms, dtype=torch.float64).log()
 
     @property
     def cross_entropy(self) -> Float[Tensor, ""]:
-        return sample_losses(self.objective.loss, self.logits, self.objective.labels).mean()
+        return sample_losses(self.objective.loss, self.logits, self.labels).mean()
 
     @property
     def negative_entropy(self) -> Float[Tensor, ""]:
@@ -262,17 +308,16 @@ class Quantities:
     @quantity
     def jacobian_norms(self) -> dict[str, Float[Tensor, " samples"]]:
         """‖J(x)‖_F of the probabilities and of the logits."""
-        found = sensitivity.jacobian_norms(self.network, self.objective.inputs, of=("probabilities", "logits"))
-        self.passes += 1 + self.objective.classes
+        found = sensitivity.jacobian_norms(self.network, self._varied, of=("probabilities", "logits"))
+        self.passes += 1 + self.unlabelled.classes
         return found
 
     @quantity
     def transitions(self) -> Estimate:
         """Changes of a linear piece along ellipses through three samples each."""
         count = -(-self.samples // _SAMPLES)
-        generator, device = self._generator(), self.labels.device
-        chosen = torch.randint(self.samples, (3, count), generator=generator, device=device)
-        paths = sensitivity.ellipse(*self.objective.inputs[chosen], points=_POINTS, dim=1)
+        chosen = torch.randint(self.samples, (3, count), generator=self._generator(), device=self._device)
+        paths = sensitivity.ellipse(*self._varied[chosen], points=_POINTS, dim=1)
         changes = sensitivity.transitions(self.network, paths, dim=1).double().sum(1)
         self.passes += count * _POINTS / self.samples
         error = changes.std() / count**0.5 if count > 1 else self.number(math.inf)
@@ -285,4 +330,15 @@ class Quantities:
         return self.network, self.objective.inputs, self.labels
 
     def _generator(self) -> torch.Generator:
-        return seeded_generator(None, self.labels.device, self._seed)
+        return seeded_generator(None, self._device, self._seed)
+
+    @property
+    def _varied(self) -> Float[Tensor, "samples ..."]:
+        """The inputs, for what is about a small change of them."""
+        inputs = self.unlabelled.inputs
+        if not inputs.is_floating_point():
+            raise ValueError(
+                f"inputs is of {inputs.dtype}, and this is about a small change of them; make them float, if the "
+                "network takes them so"
+            )
+        return inputs

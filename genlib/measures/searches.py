@@ -15,7 +15,7 @@ from genlib.measures.quantities import Quantities, once, quantity
 from genlib.network import Network, dense_steps
 from genlib.network.door import Entangled
 from genlib.network.losses import zero_one_loss
-from genlib.network.objective import measurable, start_of
+from genlib.network.objective import measurable, stand_ins, start_of
 from genlib.sharpness import deviations
 from genlib.sharpness.noise import Noise
 from genlib.train import Run
@@ -71,29 +71,32 @@ class Shared(Quantities):
     def of_each(
         cls,
         network: Network,
-        inputs: Tensor,
-        labels: Int[Tensor, "..."],
+        inputs: Tensor | None,
+        labels: Int[Tensor, "..."] | None,
         *,
         initial: Network | None,
         first_epoch: Network | None,
         run: Sequence[Run] | None,
+        input_shape: tuple[int, ...] | None,
         seed: int,
     ) -> "list[Shared]":
         """Those of a stack's networks, which share searches where that is faster."""
-        with contextlib.suppress(Entangled):  # each of them finds that again
-            network, _ = measurable(network, inputs, labels, None)
+        if inputs is not None:
+            with contextlib.suppress(Entangled):  # each of them finds that again
+                network, _ = measurable(network, inputs, stand_ins(inputs) if labels is None else labels, None)
         whole = None
-        if _faster_together(network):
+        if labels is not None and _faster_together(network):
             whole = cls(network, inputs, labels, initial=initial, seed=seed)
-        nothing = [None] * network.size
+        nothing, of_each = [None] * network.size, labels is not None and labels.dim() == 2
         return [
             cls(
                 one,
-                inputs[i] if labels.dim() == 2 else inputs,
-                labels[i] if labels.dim() == 2 else labels,
+                inputs[i] if of_each else inputs,
+                labels[i] if of_each else labels,
                 initial=start,
                 first_epoch=early,
                 run=own,
+                input_shape=input_shape,
                 seed=seed,
                 stack=whole and (whole, i),
             )
@@ -219,7 +222,8 @@ class Shared(Quantities):
         return Estimate(kl, 2 * kl * found.standard_error / found.value, 0.0)
 
     def _require_room(self) -> None:
-        wrong = zero_one_loss(self.logits, self.labels).double().mean()
+        labels = self.labels
+        wrong = zero_one_loss(self.logits, labels).double().mean()
         if wrong + _INCREASE > 1:
             raise ValueError(
                 f"network: it is wrong on {wrong:.0%} of these data, and no noise can raise that by {_INCREASE:.0%}"

@@ -179,9 +179,12 @@ def called(module: nn.Module, names: dict[str, str], tensors: Params, inputs: Te
     except Exception as error:  # whatever the module's own forward raises
         if out_of_memory(error) or str(error).startswith("network: "):
             raise
+        mend = "give inputs that the network takes in batches of any size"
+        if not inputs.is_floating_point():
+            mend += f", as inputs.float(){' / 255' if inputs.dtype is torch.uint8 else ''} where it asks for floats"
         raise ValueError(
             f"network: its forward pass fails on inputs of shape {tuple(inputs.shape)} and {inputs.dtype} "
-            f"({type(error).__name__}: {first_line(error)}); give inputs that the network takes in batches of any size"
+            f"({type(error).__name__}: {first_line(error)}); {mend}"
         ) from error
     return logits_of(found, len(inputs))
 

@@ -23,6 +23,7 @@ __all__ = [
     "require_classes",
     "require_finite",
     "seeded_generator",
+    "stand_ins",
     "start_of",
     "with_slope",
 ]
@@ -192,12 +193,14 @@ def measurable(
             kind = f"sparse, {tensor.layout}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
             raise ValueError(f"{name} is {kind}; give a dense tensor, as by torch.as_tensor or to_dense")
     if labels.dtype.is_floating_point or labels.dtype == torch.bool:
-        raise ValueError(f"labels are {labels.dtype}; they must be whole numbers from 0 to classes - 1")
+        mend = "labels.argmax(1) of one-hot rows" if labels.dim() == 2 else "labels.long() of whole ones"
+        raise ValueError(f"labels are {labels.dtype}; they must be whole numbers from 0 to classes - 1, as {mend}")
     shared, of_each = labels.dim() == 1, labels.dim() == 2 and labels.shape[0] == network.size
     if not (shared or of_each) or inputs.shape[: labels.dim()] != labels.shape:
         raise ValueError(
             f"labels has the shape {tuple(labels.shape)} and inputs {tuple(inputs.shape)}; give one label a sample, "
-            "[samples], or [models, samples] for a stack whose networks have their own data"
+            "[samples], as labels.argmax(1) of one-hot rows, or [models, samples] for a stack whose networks have "
+            "their own data"
         )
     if labels.numel() == 0:
         raise ValueError("inputs is empty; give at least one sample")
@@ -207,6 +210,11 @@ def measurable(
     inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
     inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
     return admitted(network, inputs, labels.dim() - 1), inputs
+
+
+def stand_ins(inputs: Tensor) -> Int[Tensor, " samples"]:
+    """Labels for what hangs on none: 0 for each sample."""
+    return torch.zeros(inputs.shape[:1], dtype=torch.long, device=inputs.device)
 
 
 def require_classes(logits: Tensor, labels: Tensor, size: int | None) -> int:

@@ -1,11 +1,10 @@
 """The look at inputs before they are varied, and how many of them pass at a time."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from genlib.network import Network, dense_steps
-from genlib.network.objective import measurable
+from genlib.network.objective import measurable, stand_ins
 
 __all__ = ["at_once", "measurable_inputs"]
 
@@ -17,8 +16,7 @@ def measurable_inputs(
         raise ValueError(f"{what} is of {inputs.dtype}; sensitivity is about numbers that vary, so make them float")
     if inputs.dim() < 2 or inputs.numel() == 0:
         raise ValueError(f"{what} is empty, or of one axis alone; give at least one sample, [samples, …]")
-    labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)  # of no consequence
-    return measurable(network, inputs, labels, chunk_size)
+    return measurable(network, inputs, stand_ins(inputs), chunk_size)
 
 
 def at_once(network: Network, inputs: Float[Tensor, "samples ..."]) -> int:

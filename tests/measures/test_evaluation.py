@@ -10,11 +10,9 @@ import pytest
 import torch
 from measures_cases import FREE, LOOKED_UP, dense
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from genlib.data import Dataset
 from genlib.measures import CATALOGUE, catalogue, evaluate
-from genlib.measures.evaluation import _tensors
 from genlib.train import Run, Stop, fit
 
 
@@ -121,13 +119,6 @@ def test_steps_are_counted_to_the_first_check_below(measured):
     assert table.loc["last_steps", "reason"] == "run: its training loss never fell to 0.01; train it further"
 
 
-def test_a_loader_is_read_whole(measured):
-    network, _, inputs, labels, table = measured
-    loader = DataLoader(TensorDataset(inputs, labels), batch_size=7)
-    found = evaluate(network, loader, names=["cross_entropy", "inverse_margin"])
-    np.testing.assert_allclose(found["value"], table.loc[found.index, "value"], rtol=1e-12)
-
-
 class Scale(nn.Module):
     def __init__(self):
         super().__init__()
@@ -135,24 +126,6 @@ class Scale(nn.Module):
 
     def forward(self, x):
         return x * self.factor
-
-
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        (None, "data is a NoneType"),
-        (torch.zeros(4, 5), "data is a Tensor"),
-        ((torch.zeros(4, 5), None), "data is a tuple of Tensor, NoneType"),
-        ((torch.zeros(4, 5).numpy(), torch.zeros(4).numpy()), "data is a tuple of ndarray, ndarray"),
-        (TensorDataset(torch.zeros(4, 5), torch.zeros(4)), "data is a TensorDataset"),
-        ([(torch.zeros(2, 5), torch.zeros(2))] * 2, "data is a list of tuple, tuple"),
-        (DataLoader([{"x": torch.zeros(5), "y": 1}] * 4), "a batch of the loader is a dict"),
-        (DataLoader([(torch.zeros(5), 1, 2)] * 4), "a batch of the loader is a list of Tensor, Tensor, Tensor"),
-    ],
-)
-def test_data_that_are_no_inputs_and_labels_are_refused(data, said):
-    with pytest.raises(ValueError, match=rf"^{said}; give two tensors, inputs and labels"):
-        _tensors(data)  # which `evaluate` calls; its own types are checked in tests
 
 
 def test_an_unknown_layer_leaves_what_needs_no_layers(measured):
@@ -259,20 +232,3 @@ def test_labels_of_fewer_bits_are_those_of_many(dtype):
         network = nn.Linear(5, outputs)
         tables = [evaluate(network, (inputs, one), names=names) for one in (labels, labels.to(dtype))]
         pd.testing.assert_frame_equal(*tables)
-
-
-@pytest.mark.parametrize(
-    ("loader", "message"),
-    [
-        (DataLoader(TensorDataset(torch.ones(0, 4), torch.ones(0).long()), batch_size=2), "of no batches"),
-        (DataLoader(TensorDataset(torch.ones(3, 4), torch.ones(3).long()), batch_size=None), "has no batches"),
-        (DataLoader([(torch.ones(n, 4), torch.ones(n).long()) for n in (2, 3)], batch_size=None), None),
-        (DataLoader([(torch.ones(2, n), torch.ones(2).long()) for n in (4, 5)], batch_size=None), "differ in shape"),
-    ],
-)
-def test_loaders_that_are_no_one_set_of_samples_are_refused(loader, message):
-    if message is None:
-        assert evaluate(nn.Linear(4, 3), loader, names=["cross_entropy"])["value"].notna().all()
-        return
-    with pytest.raises(ValueError, match=f"^data is a loader.*{message}"):
-        evaluate(nn.Linear(4, 3), loader, names=["cross_entropy"])
