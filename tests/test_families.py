@@ -3,6 +3,7 @@
 import os
 import warnings
 
+import pandas as pd
 import pytest
 import torch
 import twins
@@ -231,3 +232,20 @@ def _top_eigenvalue(module, x, y):
     size = sum(p.numel() for p in module.parameters())
     found = eigsh(LinearOperator((size, size), product, dtype="float64"), 1, which="LA", tol=1e-5, v0=[1.0] * size)
     return found[0][0], 2e-4 * abs(found[0][0])
+
+
+def test_a_model_of_transformers_takes_tokens_and_their_mask_by_name():
+    model, tokens, labels = _built(TRANSFORMERS["bert"], torch.float64)
+    mask = torch.ones_like(tokens)
+    mask[0, 3:] = 0
+
+    class Both(Logits):
+        def forward(self, x):
+            tokens, mask = x.chunk(2, 1)
+            return self.model(input_ids=tokens, attention_mask=mask).logits
+
+    expected = _table(Both(model.model), torch.cat([tokens, mask], 1), labels, CHEAP)
+    found = evaluate(model.model, {"attention_mask": mask, "input_ids": tokens, "labels": labels}, names=CHEAP)
+    known = ["parameters", "l2", "cross_entropy", "negative_entropy", "gradient_variance", "sam_sharpness"]
+    assert (found.loc[known, "reason"] == "").all()
+    pd.testing.assert_frame_equal(found.loc[known], expected.loc[known])

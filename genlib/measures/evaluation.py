@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from genlib import scale
 from genlib.estimates import Estimate
@@ -16,6 +17,7 @@ from genlib.measures.measure import CATALOGUE, Measure, register_measure
 from genlib.measures.samples import Samples, inputs_and_labels
 from genlib.measures.searches import Shared
 from genlib.network import Network
+from genlib.network.arguments import arguments_of
 from genlib.network.errors import first_line, out_of_memory
 from genlib.network.precision import full_precision
 from genlib.train import Run
@@ -49,9 +51,10 @@ def evaluate(
     `value`, larger where it predicts a larger gap; `standard_error`, 0 where the value is exact; `passes`, the forward
     passes over the data that the row added, for what several measures need is computed once; `reason`, why there is no
     value, or no standard error. `data`: the training samples of a Dataset, a pair of inputs and labels, tensors or
-    arrays, a dict that has labels among its entries, or a loader, list or dataset of such batches or samples, which is
-    read into memory once, and goes where the network is. Of inputs alone, rows that need labels say that they are
-    missing; without data there are those of the weights, of images with the `input_shape` of a sample.
+    arrays, several inputs as ((first, second), labels) or by name in a dict with labels, or a loader, list or dataset
+    of such batches or samples, which is read into memory once and brought to where the network is. Of inputs alone,
+    rows that need labels say that they are missing; without data there are those of the weights, some of which need the
+    `input_shape` of a sample.
     `initial`, `first_epoch`: the network before training (with a `run`, its start), and after an epoch. A stack, whose
     networks may have data of their own ([models, samples, …]) and a run each: an index level `network` in front. Small
     dense networks search together, so `passes` is then that of the longest search.
@@ -72,24 +75,22 @@ def evaluate(
             )
     if data is not None and input_shape is not None:
         raise ValueError("input_shape is given beside data, whose samples have their own; give one of them")
-    network = Network.of(network)
-    inputs, labels = (None, None) if data is None else _measurable(data, network)
-    shared = {"input_shape": input_shape, "seed": seed}
+    network, inputs, labels = (Network.of(network), None, None) if data is None else _measurable(network, data)
+    if initial is None and run is not None:
+        initial = run.initial if network.size is None else Network.stack([one.initial for one in run])
+    others = {
+        name: None if other is None else Network.of(other, name).taking(network.arguments)
+        for name, other in (("initial", initial), ("first_epoch", first_epoch))
+    }
+    shared = {"run": run, "input_shape": input_shape, "seed": seed, **others}
     if network.size is None:
-        others = {
-            "initial": run.initial if initial is None and run is not None else initial,
-            "first_epoch": first_epoch,
-        }
-        others = {name: None if other is None else Network.of(other, name) for name, other in others.items()}
-        return _rows(Shared(network, inputs, labels, run=run, **others, **shared), measures, [])
-    if run is not None and initial is None:
-        initial = Network.stack([one.initial for one in run])
-    for name, other in (("initial", initial), ("first_epoch", first_epoch)):
-        if other is not None and (size := Network.of(other, name).size) != network.size:
-            raise ValueError(f"{name} holds {size} networks, network {network.size}; give each network its own")
+        return _rows(Shared(network, inputs, labels, **shared), measures, [])
+    for name, other in others.items():
+        if other is not None and other.size != network.size:
+            raise ValueError(f"{name} holds {other.size} networks, network {network.size}; give each network its own")
     if run is not None and len(run) != network.size:
         raise ValueError(f"run holds {len(run)} runs, network {network.size} networks; give each network its own")
-    each = Shared.of_each(network, inputs, labels, initial=initial, first_epoch=first_epoch, run=run, **shared)
+    each = Shared.of_each(network, inputs, labels, **shared)
     ended: list[str] = []
     return pd.concat({i: _rows(shared, measures, ended) for i, shared in enumerate(each)}, names=["network"])
 
@@ -155,17 +156,19 @@ def _named(name: str) -> Measure:
     return CATALOGUE[name]
 
 
-def _measurable(data: Samples, network: Network) -> tuple[Tensor, Tensor | None]:
-    """Inputs and labels where the network is, labels one number a sample as far as that is only a matter of form."""
-    inputs, labels = inputs_and_labels(data)
-    if not isinstance(inputs, Tensor):
-        raise ValueError(
-            "data has several inputs, or names for them; give one tensor, or write a module that takes one"
-        )
-    device = next((w.device for w in network.params.values()), inputs.device)
-    inputs, labels = (t if t is None or device.type == "meta" else t.to(device) for t in (inputs, labels))
-    if labels is None:
-        return inputs, None
-    if labels.shape[1:] == (1,) and inputs.shape[:2] != (network.size, 1):
+def _measurable(network: nn.Module | Network, data: Samples) -> tuple[Network, Tensor, Tensor | None]:
+    """The network, one tensor of inputs, and labels where it is, one number a sample where that is a matter of form."""
+    network, (inputs, labels) = Network.of(network), inputs_and_labels(data)
+    first = tree_leaves(inputs)[0]
+    device = next((w.device for w in network.params.values()), first.device)
+    if device.type != "meta":
+        inputs, labels = tree_map(lambda t: t if t is None else t.to(device), (inputs, labels))
+    of_each = labels is not None and labels.dim() == 2 and (network.size, labels.shape[1]) == first.shape[:2]
+    if labels is not None and labels.shape[1:] == (1,) and not of_each:
         labels = labels.squeeze(1)
-    return inputs, labels if labels.is_floating_point() or labels.dtype == torch.bool else labels.long()
+    if labels is not None and not labels.is_floating_point() and labels.dtype != torch.bool:
+        labels = labels.long()
+    if isinstance(inputs, Tensor):
+        return network, inputs, labels
+    inputs, arguments = arguments_of(network.module, inputs, axes=1 + of_each)
+    return network.taking(arguments), inputs, labels

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -21,10 +21,8 @@ from genlib.train import Run
 
 __all__ = ["Quantities", "once", "quantity", "total"]
 
-T = TypeVar("T")
-
 _NO_DATA = "data are missing; give evaluate the training samples, inputs and labels"
-_NO_LABELS = "labels are missing; give evaluate inputs and labels, as a pair or in a dict with labels among them"
+_NO_LABELS = "labels are missing; give evaluate inputs and labels, as a pair or by their names in a dict"
 _POINTS, _SAMPLES = 256, 64  # on an ellipse, and how many samples there are for each
 
 
@@ -51,7 +49,7 @@ def quantity(method: Callable) -> property:
     return property(once(method))
 
 
-def _there(value: T | ValueError) -> T:
+def _there(value):
     """The value itself, or why there is none."""
     if isinstance(value, ValueError):
         raise value
@@ -94,7 +92,8 @@ class Quantities:
         self._input_shape = input_shape
         self.weights = self.network.params
         self._device = next(iter(self.weights.values())).device
-        self._initial, self._first_epoch, self._run, self._seed = initial, first_epoch, run, seed
+        self._initial = initial and replace(initial, ran=self.network.ran)
+        self._first_epoch, self._run, self._seed = first_epoch, run, seed
         self._found, self.passes = {}, 0.0
 
     def number(self, value: float | int) -> Float[Tensor, ""]:
@@ -261,7 +260,7 @@ class Quantities:
     @quantity
     def input_norms(self) -> Float[Tensor, " samples"]:
         """‖x‖₂ of each sample."""
-        inputs = self.unlabelled.inputs
+        inputs = self._inputs
         inputs = inputs if inputs.is_floating_point() else inputs.double()
         return torch.linalg.vector_norm(inputs.flatten(1), dim=1)  # in float64 it would take tenfold
 
@@ -333,12 +332,16 @@ class Quantities:
         return seeded_generator(None, self._device, self._seed)
 
     @property
+    def _inputs(self) -> Tensor:
+        inputs = self.unlabelled.inputs
+        if self.network.arguments is not None:
+            raise ValueError("inputs are several tensors, or one by name; this needs a forward that takes one tensor")
+        return inputs
+
+    @property
     def _varied(self) -> Float[Tensor, "samples ..."]:
         """The inputs, for what is about a small change of them."""
-        inputs = self.unlabelled.inputs
+        inputs = self._inputs
         if not inputs.is_floating_point():
-            raise ValueError(
-                f"inputs is of {inputs.dtype}, and this is about a small change of them; make them float, if the "
-                "network takes them so"
-            )
+            raise ValueError(f"inputs is of {inputs.dtype}, and this moves them; make them float, if they can be")
         return inputs

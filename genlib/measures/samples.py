@@ -18,7 +18,7 @@ __all__ = ["Inputs", "Samples", "inputs_and_labels"]
 Inputs = Tensor | tuple | dict
 Samples = Dataset | torch_data.Dataset | Tensor | Mapping | Iterable
 
-_LABELS = ("labels", "label", "targets", "target", "y")
+_LABELS = ("labels", "label", "label_ids", "targets", "target", "y")
 _FORMS = (
     "give a pair of inputs and labels, tensors or arrays; several inputs as ((first, second), labels), or by their "
     "names in a dict that has labels, too; or a loader, a list or a dataset of such pairs or dicts"
@@ -97,8 +97,12 @@ def _tree(value: object, what: str) -> Inputs:
 
 
 def _tensor(value: object, what: str) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            raise ValueError(f"{what} holds a sparse tensor, {value.layout}; give a dense one, as by to_dense")
+        return value
     try:
-        return value if isinstance(value, Tensor) else torch.as_tensor(np.array(value, order="C"))
+        return torch.as_tensor(np.array(value, order="C"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what} holds a {type(value).__name__} that is no array of numbers; {_FORMS}") from error
 

@@ -14,7 +14,7 @@ BLOCK_BYTES = 4 * 2**20  # of gathered inputs; 64 MB leave the cache, which is t
 
 
 def samples_at_once(network: Network, inputs: Tensor, labels: Tensor) -> int:
-    sample = math.prod(inputs.shape[labels.dim() :])
+    sample = math.prod(inputs.shape[labels.dim() :]) if network.arguments is None else network.arguments.numbers
     chunk_size = max(1, min(4096, 2**22 // max(1, (network.size or 1) * sample)))
     # A CPU gains nothing from several draws side by side.
     return min(chunk_size, labels.shape[-1]) if inputs.device.type == "cpu" else chunk_size

@@ -80,7 +80,7 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
             "measuring, or keep the state as it is"
         )
     if random:
-        where = _where_it_draws(_with_own_state(network), few)
+        where = _where_it_draws(_with_own_state(network), whole[0])
         raise ValueError(
             f"network: {where} draws random numbers, so that a sample gives another output each time; call "
             "module.eval() before measuring, or set its probability to 0"
@@ -206,7 +206,7 @@ def _where_it_draws(network: Network, inputs: Tensor) -> str:
     with torch.no_grad():
         for _ in range(2):
             met.clear()
-            module(inputs[0].clone() if network.size is not None and inputs.dim() > 2 else inputs.clone())
+            module(inputs.clone())
             passes.append(list(met))
     for (name, kind, x, y), (*_, other_x, other_y) in zip(*passes, strict=False):
         if _differ(x, other_x):

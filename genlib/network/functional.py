@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.utils._pytree import tree_leaves
 
+from genlib.network.arguments import Arguments, parameters_of_forward
 from genlib.network.calls import plainly_called
 from genlib.network.errors import first_line, out_of_memory
 from genlib.network.modules import (
@@ -51,6 +53,7 @@ class Network:
     torch.fx can't trace the module: measures that need outputs alone still work. `size` is None for one network.
     `passed` holds the checks that it has passed, which it shares with what is made of it; the first of them, the door
     (`network/door.py`), also finds whether it writes into its inputs, and where it has no graph which modules `ran`.
+    With `arguments` its inputs are the numbers of samples, by which it looks up what its module takes.
     """
 
     module: nn.Module
@@ -62,6 +65,7 @@ class Network:
     passed: set[str] = field(default_factory=set, compare=False)
     writes_inputs: bool = False
     ran: tuple[str, ...] | None = None
+    arguments: Arguments | None = None
 
     @classmethod
     def of(cls, module: "nn.Module | Network", name: str = "network") -> "Network":
@@ -102,13 +106,23 @@ class Network:
         ]
         return [replace(self, params=params, buffers=buffers, size=None) for params, buffers in tensors]
 
+    def taking(self, arguments: Arguments | None) -> "Network":
+        """The same, which takes the numbers of samples where there are arguments; torch.fx doesn't follow that."""
+        if arguments is None:
+            return self
+        return replace(self, arguments=arguments, graph=None, layers=(), ran=None, passed=set())
+
     def shared_copy(self, *, requires_grad: bool = False) -> nn.Module:
         """A module of its own, for hooks that the network's must not see, that holds these very tensors."""
         params = {name: nn.Parameter(p, requires_grad) for name, p in self.params.items()}
         originals = dict(self.module.named_buffers()) | dict(self.module.named_parameters())
         lent = self.buffers | params
         module = copied(self.module, {id(tensor): lent[name] for name, tensor in originals.items()})
-        if self.writes_inputs:
+        if self.arguments is not None:
+            module.register_forward_pre_hook(
+                lambda _, args, kwargs: self.arguments.of(*args, self.params), with_kwargs=True
+            )
+        elif self.writes_inputs:
             module.register_forward_pre_hook(lambda _, inputs: tuple(x.clone() for x in inputs))
         return module
 
@@ -119,6 +133,11 @@ class Network:
     @functools.cached_property
     def _dense_steps(self) -> list[tuple[str, nn.Module]] | None:
         return dense_steps(self.module)
+
+    @property
+    def untraced(self) -> str:
+        """Why it has no graph."""
+        return "torch.fx can't trace this module" if self.arguments is None else "it takes several inputs"
 
     @property
     def piecewise_linear(self) -> bool:
@@ -141,11 +160,11 @@ class Network:
         buffers = self.buffers if buffers is None else buffers
         inputs = inputs.clone() if self.writes_inputs else inputs
         if self.size is None:
-            return called(self.module, self._names, params | buffers, inputs)
+            return called(self.module, self._names, params | buffers, inputs, self.arguments)
         if self._dense_steps is not None:
             return _dense_stack(self._dense_steps, params, inputs, inputs_of_each)
         call = vmap(
-            lambda p, b, x: called(self.module, self._names, p | b, x),
+            lambda p, b, x: called(self.module, self._names, p | b, x, self.arguments),
             in_dims=(0, 0, 0 if inputs_of_each else None),
             randomness="different",
         )
@@ -161,32 +180,44 @@ class Network:
     def require_known(self) -> None:
         """Refuse a network with an operation that the table of operations doesn't hold, by name."""
         if self.graph is None:
-            raise ValueError("network: torch.fx can't trace this module; this measure needs to know its operations")
+            raise ValueError(f"network: {self.untraced}; this measure needs to know its operations")
         if unknown := [layer.name for layer in self.layers if layer.kind == "unknown"]:
             raise ValueError(
                 f"network: the operations {', '.join(unknown)} are unknown; this measure needs to know them"
             )
 
 
-def called(module: nn.Module, names: dict[str, str], tensors: Params, inputs: Tensor) -> Tensor:
+def called(
+    module: nn.Module, names: dict[str, str], tensors: Params, inputs: Tensor, arguments: Arguments | None = None
+) -> Tensor:
     """The module's logits with these tensors in place of its own; `names` are its `aliases`.
 
     Left to itself torch.func also ties the names of a layer that stands there twice, and puts its weights back wrong.
     """
     lent = {alias: tensors[name] for alias, name in names.items() if name in tensors}
+    args, kwargs = ((inputs,), {}) if arguments is None else arguments.of(inputs, tensors)
     try:
-        found = functional_call(module, lent, (inputs,), tie_weights=False)
+        found = functional_call(module, lent, args, kwargs, tie_weights=False)
     except Exception as error:  # whatever the module's own forward raises
         if out_of_memory(error) or str(error).startswith("network: "):
             raise
-        mend = "give inputs that the network takes in batches of any size"
-        if not inputs.is_floating_point():
-            mend += f", as inputs.float(){' / 255' if inputs.dtype is torch.uint8 else ''} where it asks for floats"
-        raise ValueError(
-            f"network: its forward pass fails on inputs of shape {tuple(inputs.shape)} and {inputs.dtype} "
-            f"({type(error).__name__}: {first_line(error)}); {mend}"
-        ) from error
+        raise _failed(module, tree_leaves((args, kwargs)), error) from error
     return logits_of(found, len(inputs))
+
+
+def _failed(module: nn.Module, given: list[Tensor], error: Exception) -> ValueError:
+    """What the module's forward raised on these inputs, and what to give it."""
+    mend = "give inputs that the network takes in batches of any size"
+    if isinstance(error, TypeError):
+        takes = ", ".join(p.name for p in parameters_of_forward(module))
+        mend = f"give inputs as forward takes them, {takes}, several as ((first, second), labels) or by name in a dict"
+    elif not given[0].is_floating_point() and not given[1:]:
+        mend += f", as inputs.float(){' / 255' if given[0].dtype is torch.uint8 else ''} where it asks for floats"
+    shapes = ", ".join(f"{tuple(x.shape)} and {x.dtype}" for x in given[:4])
+    return ValueError(
+        f"network: its forward pass fails on inputs of shape {shapes} "
+        f"({type(error).__name__}: {first_line(error)}); {mend}"
+    )
 
 
 @contextmanager

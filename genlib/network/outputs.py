@@ -48,4 +48,5 @@ def _described(output: object) -> str:
         return f"{kind} of {', '.join(map(str, output)) or 'nothing'}"
     if not isinstance(output, tuple | list):
         return kind
-    return f"{kind} of {', '.join(str(tuple(getattr(e, 'shape', (type(e).__name__,)))) for e in output) or 'nothing'}"
+    entries = (str(tuple(e.shape)) if isinstance(e, Tensor) else type(e).__name__ for e in output)
+    return f"{kind} of {', '.join(entries) or 'nothing'}"

@@ -88,12 +88,12 @@ def traced_layers(network: Network) -> tuple[list[WeightedLayer], fx.Graph | Non
     known = _known(network)
     graph = _graph(network, known)
     faithful = graph is not None
-    if graph is None:
+    if graph is None and network.arguments is None:
         graph = traced(network.module, leaves=known, overwritten=True)
     if graph is None:
         if norms := [name for name, layer in known.items() if isinstance(layer.operation, BATCH_NORM)]:
             raise ValueError(
-                f"network: torch.fx can't trace this module, so what {norms[0]} normalizes is unknown; "
+                f"network: {network.untraced}, so what {norms[0]} normalizes is unknown; "
                 "fold its BatchNorm first (torch.nn.utils.fusion)"
             )
         return [known[name] for name in _as_they_run(network, known)], None
@@ -141,6 +141,8 @@ def only_described(node: fx.Node) -> bool:
 
 
 def _graph(network: Network, known: dict[str, WeightedLayer]) -> fx.Graph | None:
+    if network.arguments is not None:
+        return None
     if "" in known:  # the network is one layer
         graph = fx.Graph()
         graph.output(graph.call_module("", (graph.placeholder("inputs"),)))
@@ -275,7 +277,7 @@ def layer_input_shapes(network: Network, input_shape: tuple[int, ...]) -> dict[s
     None without convolutions, in a network that torch.fx can trace.
     """
     layers, graph = traced_layers(network)
-    shape = checked_shape(input_shape)
+    shape = checked_shape(input_shape) if network.arguments is None else ()  # the number of the first sample, then
     watched = {
         layer.name: layer.operation
         for layer in layers

@@ -303,7 +303,7 @@ def log_path_norm(
         raise ValueError(f"p is {p}; it must be positive")
     layers, graph = traced_layers(network)
     if graph is None:
-        raise ValueError("network: torch.fx can't trace this module, and a path norm needs its graph")
+        raise ValueError(f"network: {network.untraced}, and a path norm needs its graph")
     if registered := [layer.name for layer in layers if type(layer.operation) in REGISTERED]:
         raise ValueError(f"network: {', '.join(registered)} is of a registered type, which path norms don't know")
     weights = folded_weights(network, layers)

@@ -124,7 +124,7 @@ REFUSED = {
     "features first": (lambda f, h, b: (h, f), r"a tuple of \(8, 7\), \(8, 3\); wrap it"),
     "features first, one output squeezed": (lambda f, h, b: (h, f[:, 0]), r"a tuple of \(8, 7\), \(8,\); wrap it"),
     "a loss first": (lambda f, h, b: (f.mean(), f), r"a tuple of \(\), \(8, 3\); wrap it"),
-    "series first": (lambda f, h, b: (f.unsqueeze(1), h), r"a tuple of \(8, 1, 3\), \(8, 7\); wrap it"),
+    "series first": (lambda f, h, b: (f.unsqueeze(1), None), r"a tuple of \(8, 1, 3\), NoneType; wrap it"),
     "another key": (lambda f, h, b: {"out": f, "aux": h}, "a dict of out, aux; wrap it"),
     "nothing": (lambda f, h, b: (), "a tuple of nothing; wrap it"),
     "no tensor": (lambda f, h, b: {"logits": None}, "a dict of logits; wrap it"),
