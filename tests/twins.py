@@ -132,19 +132,18 @@ def of_outputs(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float | st
         full = rows if len(rows) > 1 else F.pad(rows, (0, 0, 1, 0))
         of_logits.append(rows.norm())
         of_probabilities.append((p.diag() @ full - p.outer(p) @ full).norm())
-        if len(rows) > 1:
-            out = logits[len(distances)]
-            rival = out.masked_fill(F.one_hot(label, len(out)).bool(), -math.inf).argmax()
-            distances.append((out[label] - out[rival]) / (rows[label] - rows[rival]).norm())
+        out = F.pad(logits, (len(full) - len(rows), 0))[len(distances)]
+        rival = out.masked_fill(F.one_hot(label, len(out)).bool(), -math.inf).argmax()
+        distances.append((out[label] - out[rival]) / (full[label] - full[rival]).norm())
     found["jacobian_norm"] = torch.stack(of_probabilities).mean().item()
     found["input_gradient"] = torch.stack(of_logits).square().mean().item()
-    margin = _percentile(torch.stack(distances), 10) if distances else -1
+    margin = _percentile(torch.stack(distances), 10)
     return found | {"input_margin": margin**-2 if margin > 0 else REFUSED}
 
 
 def _margins(logits: Tensor, y: Tensor) -> Tensor:
     if logits.shape[1] == 1:
-        return torch.full((1,), -1.0)  # it has none
+        return (2 * y - 1) * logits[:, 0]
     own = F.one_hot(y, logits.shape[1]).bool()
     return logits[own] - logits.masked_fill(own, -math.inf).amax(1)
 
