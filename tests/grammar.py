@@ -579,7 +579,7 @@ class Attention(nn.Module):
         return x + self.attention(x, x, x, need_weights=False)[0]
 
 
-@_idiom("sequence", without="paths norms")
+@_idiom("sequence", without="paths")
 def attention(draw):
     return Attention(draw.features)
 
@@ -591,13 +591,13 @@ def encoder_layer(draw):
     return nn.TransformerEncoderLayer(draw.features, heads, 4, batch_first=True, norm_first=first)
 
 
-@_idiom("sequence", without="paths norms", weight=1.5)
+@_idiom("sequence", without="paths", weight=1.5)
 def recurrent(draw):
     kind = draw.choose.choice((nn.LSTM, nn.GRU, nn.RNN))
     return _Call(lambda self, x: self.parts[0](x)[0], kind(draw.features, 3, batch_first=True))
 
 
-@_idiom("sequence", without="paths norms", weight=0.7)
+@_idiom("sequence", without="paths", weight=0.7)
 def recurrent_sequence_first(draw):
     return _Call(lambda self, x: self.parts[0](x.transpose(0, 1))[0].transpose(0, 1), nn.GRU(draw.features, 3))
 
@@ -637,12 +637,12 @@ def with_keywords(draw):
     return _Call(forward, _Keyword(_linear(draw)))
 
 
-@_idiom("tokens", without="paths norms", weight=3)
+@_idiom("tokens", without="paths", weight=3)
 def input_embedding(draw):
     return nn.Embedding(_ALPHABET, 3, padding_idx=0 if draw.choose.random() < 0.6 else None)
 
 
-@_idiom("tokens", without="paths norms")
+@_idiom("tokens", without="paths")
 def input_positions(draw):
     def forward(self, x):
         return self.parts[0](x) + self.parts[1](torch.arange(x.shape[1], device=x.device))
@@ -650,7 +650,7 @@ def input_positions(draw):
     return _Call(forward, nn.Embedding(_ALPHABET, 3), nn.Embedding(draw.shape[0], 3))
 
 
-@_idiom("tokens", without="paths norms")
+@_idiom("tokens", without="paths")
 def input_padding_mask(draw):
     def forward(self, x):
         there = (x != 0).unsqueeze(-1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from genlib import margins, norms, sensitivity
 from genlib.estimates import Estimate
 from genlib.network import Network, Params
+from genlib.network.blocks import EMBEDDINGS
 from genlib.network.derivatives import require_derivatives, twice_differentiable
 from genlib.network.door import Entangled
 from genlib.network.losses import sample_losses
@@ -219,13 +220,19 @@ class Quantities:
         self.passes += 2
         return found
 
+    @quantity
+    def input_norms(self) -> Float[Tensor, " samples"]:
+        """‖x‖₂ of each sample."""
+        inputs = self.objective.inputs
+        if not inputs.is_floating_point() and any(isinstance(m, EMBEDDINGS) for m in self.network.module.modules()):
+            raise ValueError("inputs are indices of an embedding, which have no norm; take a measure without it")
+        inputs = inputs if inputs.is_floating_point() else inputs.double()
+        return torch.linalg.vector_norm(inputs.flatten(1), dim=1).double()  # in float64 all would take tenfold
+
     @property
     def log_inputs(self) -> Float[Tensor, ""]:
         """ln ‖X‖_F over all samples."""
-        inputs = self.objective.inputs
-        inputs = inputs if inputs.is_floating_point() else inputs.double()
-        of_each = torch.linalg.vector_norm(inputs.flatten(1), dim=1)  # in float64 all would take tenfold
-        return torch.linalg.vector_norm(of_each, dtype=torch.float64).log()
+        return torch.linalg.vector_norm(self.input_norms).log()
 
     @property
     def cross_entropy(self) -> Float[Tensor, ""]:

@@ -19,6 +19,7 @@ __all__ = [
     "INSTEAD",
     "TRANSPOSED",
     "WEIGHTED",
+    "Block",
     "WeightedLayer",
     "computed_weights",
     "keeps_statistics",
@@ -42,6 +43,16 @@ INSTEAD = "measure its curvature, sharpness or sensitivity instead"
 
 
 @dataclass(frozen=True)
+class Block:
+    """Where a layer is one matrix of several in a module: the rows of a parameter, transposed in an embedding."""
+
+    module: str
+    parameter: str
+    rows: slice
+    transposed: bool
+
+
+@dataclass(frozen=True)
 class WeightedLayer:
     """A layer with weights, as the layer of torch that does the same, or the registered module itself."""
 
@@ -49,6 +60,12 @@ class WeightedLayer:
     operation: nn.Module
     computed: fx.GraphModule | None = None  # gives its weight, and its bias if any, where they are no parameters
     folded: str | None = None  # the BatchNorm whose scale the weights take in
+    block: Block | None = None
+
+    @property
+    def module(self) -> str:
+        """The name of the module that runs."""
+        return self.name if self.block is None else self.block.module
 
 
 def recognized(name: str, module: nn.Module) -> WeightedLayer | None:

@@ -1,17 +1,16 @@
 """The layers of a network that have weights, with BatchNorm folded into them, and the shapes at which they work."""
 
 import copy
-import functools
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import vmap
 
+from genlib.network.blocks import layer_blocks, runs_step_by_step
 from genlib.network.functional import Network, Params, aliases
 from genlib.network.operations import altered, traced
 from genlib.network.precision import upcast_network
@@ -33,20 +32,22 @@ from genlib.network.recognition import (
 __all__ = [
     "BATCH_NORM",
     "CONVOLUTIONS",
+    "MORE",
     "REGISTERED",
     "TRANSPOSED",
+    "TWICE",
     "FoldedWeight",
     "WeightedLayer",
     "checked_shape",
     "folded_weights",
-    "layer_input_shapes",
     "only_described",
     "traced_layers",
     "weight_differences",
     "weighted_layers",
 ]
 
-_MORE = "is called with more than its input; norms are of what it does to one input by itself: give it no more"
+MORE = "is called with more than its input; norms are of what it does to one input by itself: give it no more"
+TWICE = "runs more than once; norms of tied weights are not defined here"
 REGISTERED: dict[type[nn.Module], Callable[[nn.Module, Params], Tensor]] = {}
 
 
@@ -83,7 +84,10 @@ def weighted_layers(network: Network) -> list[WeightedLayer]:
 
 
 def traced_layers(network: Network) -> tuple[list[WeightedLayer], fx.Graph | None]:
-    """The layers with weights in the order in which they run, and the graph in which each of them is one call."""
+    """The layers with weights in the order in which they run, and the graph in which each of them is one call.
+
+    The matrices of one module follow one another in the order of its parameters.
+    """
     network.require_eval()
     known = _known(network)
     graph = _graph(network, known)
@@ -91,45 +95,52 @@ def traced_layers(network: Network) -> tuple[list[WeightedLayer], fx.Graph | Non
     if graph is None:
         graph = traced(network.module, leaves=known, overwritten=True)
     if graph is None:
-        if norms := [name for name, layer in known.items() if isinstance(layer.operation, BATCH_NORM)]:
-            raise ValueError(
-                f"network: torch.fx can't trace this module, so what {norms[0]} normalizes is unknown; "
-                "fold its BatchNorm first (torch.nn.utils.fusion)"
-            )
-        return [known[name] for name in _as_they_run(network, known)], None
+        _require_no_batch_norm(known)
+        return [layer for name in _as_they_run(network, known) for layer in known[name]], None
     read = [str(node.target) for node in graph.nodes if node.op == "get_attr" and not only_described(node)]
     names = aliases(network.module) if read else {}
     if loose := [name for name in read if names.get(name) in network.params]:
         raise ValueError(f"network: {loose[0]} is used outside its layer; norms of tied weights are not defined here")
-    layers: dict[str, WeightedLayer] = {}
+    within: dict[str, list[str]] = {}
+    for name in known:
+        for outer in (*_above(name), name):
+            within.setdefault(outer, []).append(name)
+    layers: dict[str, list[WeightedLayer]] = {}
     for node in graph.nodes:
-        if node.op != "call_module" or node.target not in known:
-            continue
-        name, layer = node.target, known[node.target]
-        if len(node.args) + len(node.kwargs) != 1:
-            raise ValueError(f"network: {name} {_MORE}")
-        if name in layers or name in {other.folded for other in layers.values()}:
-            raise ValueError(f"network: {name} runs more than once; norms of tied weights are not defined here")
-        if isinstance(layer.operation, BATCH_NORM) and (into := _folds_into(node.all_input_nodes[0], layers, layer)):
-            layers[into.name] = replace(into, folded=name)
-        else:
-            layers[name] = layer
-    return list(layers.values()), graph if faithful else None
+        for name in within.get(str(node.target), ()) if node.op == "call_module" else ():
+            module, found = network.module.get_submodule(name), known[name]
+            if name != node.target:  # one of torch's own that fx doesn't look into, as in a TransformerEncoderLayer
+                _require_no_batch_norm({name: found})
+                faithful = False
+            elif found[0].block is None and len(node.args) + len(node.kwargs) != 1:
+                raise ValueError(f"network: {name} {MORE}")
+            if name in layers and runs_step_by_step(module):
+                continue
+            if name in layers or name in {other.folded for (other, *_) in layers.values()}:
+                raise ValueError(f"network: {name} {TWICE}")
+            into = _folds_into(node.all_input_nodes[0], layers, found[0])
+            layers[into.name if into else name] = [replace(into, folded=name)] if into else found
+    return list(itertools.chain(*layers.values())), graph if faithful else None
+
+
+def _require_no_batch_norm(known: dict[str, list[WeightedLayer]]) -> None:
+    if norms := [name for name, (layer, *_) in known.items() if isinstance(layer.operation, BATCH_NORM)]:
+        raise ValueError(
+            f"network: torch.fx can't trace this module, so what {norms[0]} normalizes is unknown; "
+            "fold its BatchNorm first (torch.nn.utils.fusion)"
+        )
 
 
 def _as_they_run(network: Network, known: Collection[str]) -> list[str]:
-    """The names of the layers in their order, where a forward pass was seen, and each is one that runs once."""
+    """The names of the modules in their order, where a forward pass was seen, and each is one that runs once."""
     if network.ran is None:
         return list(known)
     for name in known:
-        if (times := network.ran.count(name)) != 1:
-            what = (
-                "runs more than once; norms of tied weights are not defined here"
-                if times
-                else "doesn't run; leave it out"
-            )
+        times = network.ran.count(name)
+        if times != 1 and not (times and runs_step_by_step(network.module.get_submodule(name))):
+            what = TWICE if times else "doesn't run; leave it out"
             raise ValueError(f"network: {name} {what}")
-    return [name for name in network.ran if name in known]
+    return [name for name in dict.fromkeys(network.ran) if name in known]
 
 
 def only_described(node: fx.Node) -> bool:
@@ -140,7 +151,7 @@ def only_described(node: fx.Node) -> bool:
     )
 
 
-def _graph(network: Network, known: dict[str, WeightedLayer]) -> fx.Graph | None:
+def _graph(network: Network, known: Collection[str]) -> fx.Graph | None:
     if "" in known:  # the network is one layer
         graph = fx.Graph()
         graph.output(graph.call_module("", (graph.placeholder("inputs"),)))
@@ -149,24 +160,32 @@ def _graph(network: Network, known: dict[str, WeightedLayer]) -> fx.Graph | None
     return network.graph if ours else traced(network.module, leaves=known)
 
 
-def _known(network: Network) -> dict[str, WeightedLayer]:
-    """The layers whose norms are known. Weights that none of them counts, or that two share, are refused."""
-    known: dict[str, WeightedLayer] = {}
+def _known(network: Network) -> dict[str, list[WeightedLayer]]:
+    """The layers whose norms are known, by module. Weights that none of them counts, or that two share, are refused."""
+    known: dict[str, list[WeightedLayer]] = {}
     owners: dict[int, str] = {}
     for name, module in network.module.named_modules():
         if any(above in known for above in _above(name)):
             continue
-        layer = _registered(name, module) if type(module) in REGISTERED else recognized(name, module)
-        for part, parameter in module.named_parameters(recurse=layer is not None):
+        layers = _layers_of(name, module)
+        for part, parameter in module.named_parameters(recurse=bool(layers)):
             if (other := owners.setdefault(id(parameter), _join(name, part))) != _join(name, part):
                 raise ValueError(f"network: {other} and {_join(name, part)} are one tied weight; untie it first")
-        if layer is not None:
-            known[name] = layer
+        if layers:
+            known[name] = layers
         elif module._parameters or keeps_statistics(module):
             raise ValueError(f"network: {refusal(name, module)}")
     if said := altered(network.module):
         raise ValueError(f"network: {said}, which may change what its layers do; remove it first")
     return known
+
+
+def _layers_of(name: str, module: nn.Module) -> list[WeightedLayer]:
+    """The layers that a module is, or none where it isn't known."""
+    if type(module) in REGISTERED:
+        return [_registered(name, module)]
+    layer = recognized(name, module)
+    return layer_blocks(name, module) if layer is None else [layer]
 
 
 def _registered(name: str, module: nn.Module) -> WeightedLayer:
@@ -188,10 +207,11 @@ def _above(name: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(len(parts))]
 
 
-def _folds_into(before: fx.Node, layers: dict[str, WeightedLayer], norm: WeightedLayer) -> WeightedLayer | None:
+def _folds_into(before: fx.Node, layers: dict[str, list[WeightedLayer]], norm: WeightedLayer) -> WeightedLayer | None:
     """The layer that a BatchNorm directly follows, and nothing else does."""
-    layer = layers.get(str(before.target)) if before.op == "call_module" and len(before.users) == 1 else None
-    if layer is None or not isinstance(layer.operation, WEIGHTED):
+    alone = isinstance(norm.operation, BATCH_NORM) and before.op == "call_module" and len(before.users) == 1
+    layer, *_ = layers.get(str(before.target), [None]) if alone else [None]
+    if layer is None or layer.block is not None or not isinstance(layer.operation, WEIGHTED):
         return None
     outputs = layer.operation.out_features if isinstance(layer.operation, nn.Linear) else layer.operation.out_channels
     return layer if outputs == norm.operation.num_features else None
@@ -213,8 +233,11 @@ def folded_weights(network: Network, layers: list[WeightedLayer] | None = None) 
 
 
 def _weight(layer: WeightedLayer, network: Network, tensors: Params) -> FoldedWeight:
-    name, operation = layer.name, layer.operation
-    own = _own(name, tensors)
+    name, operation, block = layer.name, layer.operation, layer.block
+    own = _own(layer.module, tensors)
+    if block is not None:
+        matrix = own[block.parameter][:, block.rows]
+        return FoldedWeight(name, operation, matrix.mT if block.transposed else matrix, None)
     if type(operation) in REGISTERED:
         return FoldedWeight(name, operation, vmap(lambda t: REGISTERED[type(operation)](operation, t))(own), None)
     if isinstance(operation, BATCH_NORM):
@@ -267,66 +290,3 @@ def checked_shape(input_shape: tuple[int, ...]) -> tuple[int, ...]:
     if not isinstance(input_shape, Iterable) or not shape or any(not isinstance(n, int) or n < 1 for n in shape):
         raise ValueError(f"input_shape is {shape}; it must be the shape of one sample, positive whole numbers")
     return shape
-
-
-def layer_input_shapes(network: Network, input_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The shape [channels, …] of one sample at the input of each convolution. Cost: one forward pass of one sample.
-
-    None without convolutions, in a network that torch.fx can trace.
-    """
-    layers, graph = traced_layers(network)
-    shape = checked_shape(input_shape)
-    watched = {
-        layer.name: layer.operation
-        for layer in layers
-        if graph is None or isinstance(layer.operation, CONVOLUTIONS + TRANSPOSED)
-    }
-    if not watched:
-        return {}
-    shapes = {}
-    for name, met in _shapes_met(network, list(watched), shape).items():
-        where, operation = f"network: {name or 'the module'}", watched[name]
-        if not met:
-            raise ValueError(f"{where} doesn't run on zeros of input_shape {shape}; leave it out of the module")
-        if len(met) > 1:
-            raise ValueError(f"{where} runs more than once; norms of tied weights are not defined here")
-        if len(met[0]) > 1:
-            raise ValueError(f"{where} {_MORE}")
-        if not isinstance(operation, CONVOLUTIONS + TRANSPOSED):
-            continue
-        [given] = met[0]
-        if len(given) != len(operation.kernel_size) + 2:
-            raise ValueError(
-                f"{where} runs on a tensor of shape {given}, which isn't a batch of images; give it "
-                f"[samples, channels, …] with {len(operation.kernel_size)} more axes"
-            )
-        shapes[name] = given[1:]
-    return shapes
-
-
-def _shapes_met(network: Network, names: list[str], shape: tuple[int, ...]) -> dict[str, list[list[tuple[int, ...]]]]:
-    """The shapes of what these modules are called with, call by call, for one sample of zeros, or else of whole zeros.
-
-    It runs in a copy on the network's own device: a forward may hold or look at values there.
-    """
-    one = upcast_network(network).each[0]
-    module = replace(one, buffers={name: buffer.clone() for name, buffer in one.buffers.items()}).shared_copy()
-    met: dict[str, list[list[tuple[int, ...]]]] = {}
-
-    def look(name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
-        met[name].append([tuple(getattr(value, "shape", ())) for value in (*args, *kwargs.values())])
-
-    for name in names:
-        module.get_submodule(name).register_forward_pre_hook(functools.partial(look, name), with_kwargs=True)
-    tensors = [*one.params.values(), *one.buffers.values()]
-    like = next((tensor for tensor in tensors if tensor.is_floating_point()), tensors[0])
-    zeros, failed = like.new_zeros(1, *shape), None
-    for inputs in (zeros, zeros.long()):
-        met |= {name: [] for name in names}
-        try:
-            with torch.no_grad(), torch.random.fork_rng([like.device] if like.is_cuda else []):
-                module(inputs)
-            return met
-        except Exception as error:  # whatever the module's own forward raises
-            failed = failed or error
-    raise ValueError(f"input_shape {shape} does not fit the network: {failed}") from failed

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from genlib.network import Network, Params
 from genlib.network.precision import full_precision
+from genlib.network.shapes import layer_input_shapes
 from genlib.network.weights import (
     CONVOLUTIONS,
     REGISTERED,
     TRANSPOSED,
     checked_shape,
     folded_weights,
-    layer_input_shapes,
     weight_differences,
     weighted_layers,
 )
@@ -63,6 +63,10 @@ def layer_names(network: nn.Module | Network) -> list[str]:
     Dense layers, convolutions, registered types, and any BatchNorm that doesn't directly follow one of the first two:
     torch's own; modules that keep statistics and act as a BatchNorm, with their activation or without; and modules
     whose forward is one F.linear or convolution of its input, with a weight of their own parameters and buffers.
+    Of torch's recurrent layers and cells each gate's matrices, `rnn.weight_ih_l0.i` and so on (i, f, g, o of an LSTM,
+    r, z, n of a GRU), however many steps they run; of nn.MultiheadAttention `attention.in_proj_weight.q`, `….k`,
+    `….v` and `attention.out_proj`; of embeddings the linear map from one-hot rows, [features, vocabulary]. Those of
+    one module come in the order of its parameters. A product of norms bounds no recurrent layer and no attention.
     """
     return [layer.name for layer in weighted_layers(Network.of(network))]
 
@@ -70,8 +74,8 @@ def layer_names(network: nn.Module | Network) -> list[str]:
 def frobenius_norms(network: nn.Module | Network) -> Float[Tensor, "*models layers"]:
     """‖W‖_F of each layer, BatchNorm folded, biases left out; of a convolution that of its kernel.
 
-    Cost: one pass over the weights. ValueError, which names the part: weights of any other kind (LayerNorm, attention,
-    embeddings, layers with a forward of their own), forward hooks, a tied weight, BatchNorm in training mode.
+    Cost: one pass over the weights. ValueError, which names the part: weights of any other kind (LayerNorm, PReLU,
+    layers with a forward of their own), forward hooks, a tied weight, BatchNorm in training mode.
     """
     network = Network.of(network)
     return _each(network, [kernel_frobenius_norm(weight) for weight in folded_weights(network)])
@@ -118,6 +122,7 @@ def stable_ranks(
     return (operator_frobenius_norms(network, input_shape=input_shape) / spectral) ** 2
 
 
+@full_precision()
 def operator_frobenius_norms(
     network: nn.Module | Network, *, input_shape: tuple[int, ...]
 ) -> Float[Tensor, "*models layers"]:

@@ -276,3 +276,24 @@ def test_loaders_that_are_no_one_set_of_samples_are_refused(loader, message):
         return
     with pytest.raises(ValueError, match=f"^data is a loader.*{message}"):
         evaluate(nn.Linear(4, 3), loader, names=["cross_entropy"])
+
+
+def test_the_matrices_of_words_have_norms_and_their_indices_none():
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.rnn, self.head = nn.Embedding(9, 3), nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, tokens):
+            return self.head(self.rnn(self.words(tokens))[0][:, -1])
+
+    network, tokens = Bag().double(), torch.randint(9, (20, 5), generator=torch.Generator().manual_seed(0))
+    names = ["product_spectral", "vc_dimension", "spectral_origin", "spectral_complexity"]
+    table = evaluate(network, (tokens, network(tokens).argmax(1)), initial=Bag().double(), names=names)
+    matrices = [network.words.weight.T, *network.rnn.weight_ih_l0.chunk(3), *network.rnn.weight_hh_l0.chunk(3)]
+    tops = [torch.linalg.matrix_norm(m.detach(), 2).log() for m in [*matrices, network.head.weight]]
+    assert table.loc["product_spectral", "value"] == pytest.approx(2 * sum(tops).item(), rel=1e-9)
+    parameters = sum(p.numel() for p in network.parameters())
+    assert table.loc["vc_dimension", "value"] == pytest.approx(8 * parameters * math.log(parameters))
+    assert table.loc[names[2:], "reason"].str.startswith("inputs are indices of an embedding").all()
