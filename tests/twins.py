@@ -1,7 +1,7 @@
 """What measures are by brute force, of any module in float64: loops of autograd, and differences of its gradients."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -216,11 +216,14 @@ class _Convolutions(TorchFunctionMode):
         return self.met[-1][1]
 
 
-def layers(network: nn.Module, x: Tensor) -> "list[Layer] | None":
-    """The layers in the order in which they run, BatchNorm folded into the layer that it follows; None if unknown."""
+def layers(network: nn.Module, x: Tensor, left_out: Collection[str] = ()) -> "list[Layer] | None":
+    """The layers in the order in which they run, BatchNorm folded into the layer that it follows; None if unknown.
+
+    But for the modules and parameters that are `left_out`, by name.
+    """
     met, handles = [], []
-    for module in network.modules():
-        if isinstance(module, nn.Linear | _CONVOLUTIONS | _BATCH_NORM | Map | _SEVERAL):
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear | _CONVOLUTIONS | _BATCH_NORM | Map | _SEVERAL) and name not in left_out:
             before = module.register_forward_pre_hook(
                 lambda m, args: met.append([m, args[0], None, args[0]._version]), prepend=True
             )
@@ -232,6 +235,7 @@ def layers(network: nn.Module, x: Tensor) -> "list[Layer] | None":
     for handle in handles:
         handle.remove()
     owned = {p for module, *_ in met for p in module.parameters()}
+    owned |= {p for name, p in network.named_parameters() if {name, name.rpartition(".")[0]} & set(left_out)}
     params = list(network.parameters())
     reached = torch.autograd.grad(outputs.sum(), params, allow_unused=True)
     if any(g is not None and p not in owned for p, g in zip(params, reached, strict=True)):
@@ -309,9 +313,11 @@ def _inputs_and_taps(layer: Layer) -> tuple[int, int]:
     return inputs, layer.kernel[0, 0].numel()
 
 
-def of_layers(network: nn.Module, initial: nn.Module, x: Tensor, y: Tensor, outputs: dict) -> dict[str, float | str]:
+def of_layers(
+    network: nn.Module, initial: nn.Module, x: Tensor, y: Tensor, outputs: dict, left_out: Collection[str]
+) -> dict[str, float | str]:
     """The measures of norms, from the layers that run; `outputs` are those of `of_outputs`."""
-    found, start = layers(network, x[:2]), layers(initial, x[:2])
+    found, start = layers(network, x[:2], left_out), layers(initial, x[:2], left_out)
     if not found or not start:
         return {}
     d, n, m = len(found), sum(p.numel() for p in network.parameters()), len(x)

@@ -22,6 +22,7 @@ __all__ = [
     "Block",
     "WeightedLayer",
     "computed_weights",
+    "computes_weights",
     "keeps_statistics",
     "recognized",
     "refusal",
@@ -200,10 +201,15 @@ def require_matrix(name: str, module: nn.Module, matrix: Tensor) -> None:
         )
 
 
+def computes_weights(module: nn.Module) -> bool:
+    """Whether a module that isn't recognized is a layer of torch whose weights something else computes."""
+    return type(module) in WEIGHTED or bool(getattr(module, "parametrizations", None))
+
+
 def refusal(name: str, module: nn.Module) -> str:
     """Why a module with weights, which isn't recognized, has no norm here, and what to do."""
     kind, where = type(module).__name__, name or "the module itself"
-    if type(module) in WEIGHTED or getattr(module, "parametrizations", None):
+    if computes_weights(module):
         return (
             f"the weight of {name or 'the module'} is computed from other tensors; make it a parameter first "
             "(torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove, "

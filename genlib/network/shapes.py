@@ -4,22 +4,26 @@ import functools
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from genlib.network.blocks import runs_step_by_step
 from genlib.network.functional import Network
 from genlib.network.precision import upcast_network
-from genlib.network.weights import CONVOLUTIONS, MORE, TRANSPOSED, TWICE, checked_shape, traced_layers
+from genlib.network.weights import CONVOLUTIONS, MORE, TRANSPOSED, TWICE, WeightedLayer, checked_shape, traced_layers
 
 __all__ = ["layer_input_shapes"]
 
 
-def layer_input_shapes(network: Network, input_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+def layer_input_shapes(
+    network: Network,
+    input_shape: tuple[int, ...],
+    found: tuple[list[WeightedLayer], fx.Graph | None] | None = None,
+) -> dict[str, tuple[int, ...]]:
     """The shape [channels, …] of one sample at the input of each convolution. Cost: one forward pass of one sample.
 
-    None without convolutions, in a network that torch.fx can trace.
+    None without convolutions, in a network that torch.fx can trace. `found` is what `traced_layers` gives.
     """
-    layers, graph = traced_layers(network)
+    layers, graph = found or traced_layers(network)
     shape = checked_shape(input_shape)
     watched = {
         layer.module: layer

@@ -13,6 +13,7 @@ from torch.func import vmap
 from genlib.network.blocks import layer_blocks, runs_step_by_step
 from genlib.network.functional import Network, Params, aliases
 from genlib.network.operations import altered, traced
+from genlib.network.parts import Parts, above, joined
 from genlib.network.precision import upcast_network
 from genlib.network.recognition import (
     BATCH_NORM,
@@ -22,6 +23,7 @@ from genlib.network.recognition import (
     WEIGHTED,
     WeightedLayer,
     computed_weights,
+    computes_weights,
     keeps_statistics,
     recognized,
     refusal,
@@ -42,11 +44,12 @@ __all__ = [
     "folded_weights",
     "only_described",
     "traced_layers",
+    "unknown_modules",
     "weight_differences",
-    "weighted_layers",
 ]
 
 MORE = "is called with more than its input; norms are of what it does to one input by itself: give it no more"
+EVERYTHING = Parts()
 TWICE = "runs more than once; norms of tied weights are not defined here"
 REGISTERED: dict[type[nn.Module], Callable[[nn.Module, Params], Tensor]] = {}
 
@@ -79,48 +82,75 @@ class FoldedWeight:
         return shape[1], shape[2] * groups, taps
 
 
-def weighted_layers(network: Network) -> list[WeightedLayer]:
-    return traced_layers(network)[0]
-
-
-def traced_layers(network: Network) -> tuple[list[WeightedLayer], fx.Graph | None]:
+def traced_layers(network: Network, parts: Parts = EVERYTHING) -> tuple[list[WeightedLayer], fx.Graph | None]:
     """The layers with weights in the order in which they run, and the graph in which each of them is one call.
 
     The matrices of one module follow one another in the order of its parameters.
     """
     network.require_eval()
-    known = _known(network)
+    known = _known(network, parts)
+    asked = [name for name, layers in known.items() if any(parts.wanted(layer.name) for layer in layers)]
     graph = _graph(network, known)
     faithful = graph is not None
     if graph is None:
-        graph = traced(network.module, leaves=known, overwritten=True)
+        leaves = {*known, *(name for name, _ in network.module.named_modules() if parts.excluded(name))}
+        graph = traced(network.module, leaves=leaves, overwritten=True)
     if graph is None:
         _require_no_batch_norm(known)
-        return [layer for name in _as_they_run(network, known) for layer in known[name]], None
-    read = [str(node.target) for node in graph.nodes if node.op == "get_attr" and not only_described(node)]
-    names = aliases(network.module) if read else {}
-    if loose := [name for name in read if names.get(name) in network.params]:
-        raise ValueError(f"network: {loose[0]} is used outside its layer; norms of tied weights are not defined here")
-    within: dict[str, list[str]] = {}
+        found, odd = {name: known[name] for name in _as_they_run(network, asked)}, {}
+    else:
+        found, odd, within = _as_traced(network, graph, known)
+        faithful &= not within
+    listed = [layer for layer in itertools.chain(*found.values()) if parts.wanted(layer.name)]
+    modules = dict.fromkeys([*asked, *(layer.folded for layer in listed if layer.folded is not None)])
+    if refused := [odd[name] for name in modules if name in odd]:
+        raise ValueError(f"network: {refused[0]}")
+    _require_own_weights(network, modules, graph)
+    return listed, graph if faithful else None
+
+
+def _as_traced(
+    network: Network, graph: fx.Graph, known: dict[str, list[WeightedLayer]]
+) -> tuple[dict[str, list[WeightedLayer]], dict[str, str], bool]:
+    """The layers by module as they run, with BatchNorm folded; what is odd about a module; and whether one of torch's
+    own, which fx doesn't look into, holds layers, as a TransformerEncoderLayer does."""
+    inside: dict[str, list[str]] = {}
     for name in known:
-        for outer in (*_above(name), name):
-            within.setdefault(outer, []).append(name)
+        for outer in (*above(name), name):
+            inside.setdefault(outer, []).append(name)
     layers: dict[str, list[WeightedLayer]] = {}
+    odd, ran, within = {}, set(), False
     for node in graph.nodes:
-        for name in within.get(str(node.target), ()) if node.op == "call_module" else ():
+        for name in inside.get(str(node.target), ()) if node.op == "call_module" else ():
             module, found = network.module.get_submodule(name), known[name]
-            if name != node.target:  # one of torch's own that fx doesn't look into, as in a TransformerEncoderLayer
+            if name != node.target:
                 _require_no_batch_norm({name: found})
-                faithful = False
+                within = True
             elif found[0].block is None and len(node.args) + len(node.kwargs) != 1:
-                raise ValueError(f"network: {name} {MORE}")
-            if name in layers and runs_step_by_step(module):
-                continue
-            if name in layers or name in {other.folded for (other, *_) in layers.values()}:
-                raise ValueError(f"network: {name} {TWICE}")
-            into = _folds_into(node.all_input_nodes[0], layers, found[0])
-            layers[into.name if into else name] = [replace(into, folded=name)] if into else found
-    return list(itertools.chain(*layers.values())), graph if faithful else None
+                odd[name] = f"{name} {MORE}"
+            into = _folds_into(node, layers, found[0])
+            at = name if into is None else into.name
+            if name not in ran:
+                layers[at] = found if into is None else [replace(into, folded=name)]
+            elif not runs_step_by_step(module):
+                odd[name] = odd[at] = f"{name} {TWICE}"
+            ran.add(name)
+    return layers, odd, within
+
+
+def _require_own_weights(network: Network, modules: Collection[str], graph: fx.Graph | None) -> None:
+    """Refuse a weight of one of these modules that is another's too, or that is used outside of it."""
+    owners: dict[int, str] = {}
+    for name in modules:
+        for part, parameter in network.module.get_submodule(name).named_parameters():
+            if (other := owners.setdefault(id(parameter), joined(name, part))) != joined(name, part):
+                raise ValueError(f"network: {other} and {joined(name, part)} are one tied weight; untie it first")
+    nodes = [] if graph is None else graph.nodes
+    read = [str(node.target) for node in nodes if node.op == "get_attr" and not only_described(node)]
+    names = aliases(network.module) if read else {}
+    own = {names[parameter] for parameter in owners.values()} if read else set()
+    if loose := [name for name in read if names.get(name) in own]:
+        raise ValueError(f"network: {loose[0]} is used outside its layer; norms of tied weights are not defined here")
 
 
 def _require_no_batch_norm(known: dict[str, list[WeightedLayer]]) -> None:
@@ -160,24 +190,41 @@ def _graph(network: Network, known: Collection[str]) -> fx.Graph | None:
     return network.graph if ours else traced(network.module, leaves=known)
 
 
-def _known(network: Network) -> dict[str, list[WeightedLayer]]:
-    """The layers whose norms are known, by module. Weights that none of them counts, or that two share, are refused."""
-    known: dict[str, list[WeightedLayer]] = {}
-    owners: dict[int, str] = {}
-    for name, module in network.module.named_modules():
-        if any(above in known for above in _above(name)):
-            continue
-        layers = _layers_of(name, module)
-        for part, parameter in module.named_parameters(recurse=bool(layers)):
-            if (other := owners.setdefault(id(parameter), _join(name, part))) != _join(name, part):
-                raise ValueError(f"network: {other} and {_join(name, part)} are one tied weight; untie it first")
-        if layers:
-            known[name] = layers
-        elif module._parameters or keeps_statistics(module):
-            raise ValueError(f"network: {refusal(name, module)}")
+def _known(network: Network, parts: Parts) -> dict[str, list[WeightedLayer]]:
+    """The layers whose norms are known, by module. Weights that none of them counts are refused."""
+    known, unknown = _read(network, parts)
+    for name, module in unknown.values():
+        rest = "" if computes_weights(module) else "; exclude=norms.unknown_parts(network) gives the norms of the rest"
+        raise ValueError(f"network: {refusal(name, module)}{rest}")
     if said := altered(network.module):
         raise ValueError(f"network: {said}, which may change what its layers do; remove it first")
     return known
+
+
+def _read(network: Network, parts: Parts) -> tuple[dict[str, list[WeightedLayer]], dict[str, tuple[str, nn.Module]]]:
+    """The layers that are known, by module, but for a BatchNorm that is excluded; and what else is wanted and has
+    weights, with its module: that itself, or parameters of one that holds others."""
+    known, unknown, names = {}, {}, set()
+    for name, module in network.module.named_modules():
+        names |= {name, *(joined(name, part) for part in module._parameters)}
+        if any(outer in known for outer in above(name)):
+            continue
+        layers = [] if type(module) in REGISTERED and parts.excluded(name) else _layers_of(name, module)
+        names |= {layer.name for layer in layers}
+        if layers and not (parts.excluded(name) and isinstance(layers[0].operation, BATCH_NORM)):
+            known[name] = layers
+        elif computes_weights(module) or keeps_statistics(module) or (module._parameters and not [*module.children()]):
+            unknown[name] = name, module
+        else:
+            unknown |= {joined(name, part): (name, module) for part, _ in module.named_parameters(recurse=False)}
+    parts.require_met(names)
+    return known, {part: of for part, of in unknown.items() if parts.wanted(part)}
+
+
+def unknown_modules(network: Network) -> dict[str, nn.Module]:
+    """By name, what holds weights of no known layer, but for weights that something else computes."""
+    _, unknown = _read(network, EVERYTHING)
+    return {part: module for part, (_, module) in unknown.items() if not computes_weights(module)}
 
 
 def _layers_of(name: str, module: nn.Module) -> list[WeightedLayer]:
@@ -201,15 +248,10 @@ def _registered(name: str, module: nn.Module) -> WeightedLayer:
     return WeightedLayer(name, module)
 
 
-def _above(name: str) -> list[str]:
-    """The names of the modules that hold this one."""
-    parts = name.split(".") if name else []
-    return [".".join(parts[:i]) for i in range(len(parts))]
-
-
-def _folds_into(before: fx.Node, layers: dict[str, list[WeightedLayer]], norm: WeightedLayer) -> WeightedLayer | None:
+def _folds_into(node: fx.Node, layers: dict[str, list[WeightedLayer]], norm: WeightedLayer) -> WeightedLayer | None:
     """The layer that a BatchNorm directly follows, and nothing else does."""
-    alone = isinstance(norm.operation, BATCH_NORM) and before.op == "call_module" and len(before.users) == 1
+    before = node.all_input_nodes[0] if isinstance(norm.operation, BATCH_NORM) else None
+    alone = before is not None and before.op == "call_module" and len(before.users) == 1
     layer, *_ = layers.get(str(before.target), [None]) if alone else [None]
     if layer is None or layer.block is not None or not isinstance(layer.operation, WEIGHTED):
         return None
@@ -219,14 +261,16 @@ def _folds_into(before: fx.Node, layers: dict[str, list[WeightedLayer]], norm: W
 
 def folded_weights(network: Network, layers: list[WeightedLayer] | None = None) -> list[FoldedWeight]:
     """The weights of the network's layers, which are looked for where they aren't given."""
-    layers = weighted_layers(network) if layers is None else layers
+    layers = traced_layers(network)[0] if layers is None else layers
     network = upcast_network(network)
     tensors = {**network.buffers, **network.params}
     if network.size is None:
         tensors = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
     weights = [_weight(layer, network, tensors) for layer in layers]
     if not weights:
-        raise ValueError("network: it has no layer with weights; there is nothing to measure")
+        held = [f"{name} ({type(part).__name__})" for name, part in network.module.named_modules() if part._parameters]
+        of_others = f" that is listed, but {', '.join(held[:3])}" if held else ""
+        raise ValueError(f"network: it has no layer with weights{of_others}; there is nothing to measure")
     if odd := [weight.name for weight in weights if weight.value.is_complex()]:
         raise ValueError(f"network: {', '.join(odd)} has complex weights; norms here are of real ones: {INSTEAD}")
     return weights
@@ -267,17 +311,12 @@ def _scale_and_shift(name: str, eps: float, own: Params) -> tuple[Tensor, Tensor
     return scale_and_shift(own, eps)
 
 
-def weight_differences(network: Network, initial: Network) -> list[FoldedWeight]:
-    after, before = folded_weights(network), folded_weights(initial)
+def weight_differences(after: list[FoldedWeight], before: list[FoldedWeight]) -> list[FoldedWeight]:
     for a, b in itertools.zip_longest(after, before):
         if a is None or b is None or a.name != b.name or a.value.shape != b.value.shape:
             odd = (a or b).name
             raise ValueError(f"initial differs from network at the layer {odd}; give the network's own start")
     return [replace(a, value=a.value - b.value) for a, b in zip(after, before, strict=True)]
-
-
-def _join(name: str, part: str) -> str:
-    return f"{name}.{part}" if name else part
 
 
 def by_groups(operation: nn.Module, weight: Tensor) -> Float[Tensor, "models groups inputs outputs *taps"]:

@@ -16,6 +16,7 @@ from genlib.norms.layers import (
     require_nonzero,
     spectral_norms,
     stable_ranks,
+    unknown_parts,
 )
 from genlib.norms.operators import OperatorNorm
 from genlib.norms.paths import log_path_norm, path_norm
@@ -50,4 +51,5 @@ __all__ = [
     "spectral_complexity",
     "spectral_norms",
     "stable_ranks",
+    "unknown_parts",
 ]
