@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from genlib.network.functional import Params
 from genlib.network.recognition import Block, WeightedLayer
 
-__all__ = ["EMBEDDINGS", "blocks", "layer_blocks", "runs_step_by_step"]
+__all__ = ["EMBEDDINGS", "blocks", "by_layer", "layer_blocks", "runs_step_by_step"]
 
 _GATES = {nn.LSTM: "ifgo", nn.GRU: "rzn", nn.RNN: "", nn.LSTMCell: "ifgo", nn.GRUCell: "rzn", nn.RNNCell: ""}
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -72,8 +73,25 @@ def layer_blocks(name: str, module: nn.Module) -> list[WeightedLayer]:
             shape = held[parameter][rows].shape
             linear = nn.Linear(*(shape if lookup else shape[::-1]), bias=False, device="meta")
             block = Block(name, parameter, rows, transposed=lookup)
-            found.append(WeightedLayer(".".join(filter(None, (name, layer))), linear, block=block))
+            found.append(WeightedLayer(_joined(name, layer), linear, block=block))
     return found
+
+
+def by_layer(module: nn.Module, tensors: Params) -> dict[str, list[Tensor]]:
+    """Tensors that are shaped like the module's parameters, by the layer that each belongs to, gate by gate.
+
+    A layer is a module, but for the blocks of those that are known here; bare parameters are those of their module.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for name, tensor in tensors.items():
+        holder, _, parameter = name.rpartition(".")
+        for layer, rows in blocks(module.get_submodule(holder)).get(parameter, [_Part("", _ALL)]):
+            found.setdefault(_joined(holder, layer), []).append(tensor if rows == _ALL else tensor[rows])
+    return found
+
+
+def _joined(name: str, layer: str) -> str:
+    return ".".join(filter(None, (name, layer)))
 
 
 def runs_step_by_step(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ import fnmatch
 import re
 from collections.abc import Collection
 
-__all__ = ["Parts", "Patterns", "above", "joined"]
+__all__ = ["Parts", "Patterns", "above", "joined", "one_by_one"]
 
 Patterns = str | Collection[str] | None
 
@@ -17,7 +17,7 @@ class Parts:
 
     def __init__(self, include: Patterns = None, exclude: Patterns = None):
         self._include = None if include is None else _Matching("include", include)
-        self._exclude = _Matching("exclude", () if exclude is None else exclude)
+        self._exclude = _Matching("exclude", exclude)
 
     def excluded(self, name: str) -> bool:
         return name in self._exclude
@@ -38,16 +38,21 @@ class Parts:
 
 
 class _Matching:
-    def __init__(self, argument: str, patterns: str | Collection[str]):
-        patterns = [patterns] if isinstance(patterns, str) else patterns
-        if not isinstance(patterns, Collection) or not all(isinstance(pattern, str) for pattern in patterns):
-            raise ValueError(f"{argument} is {patterns!r}; give the name of a module, a pattern, or a list of these")
-        self.argument, self.patterns = argument, dict.fromkeys(patterns)
-        self._form = re.compile("|".join(map(fnmatch.translate, patterns)))  # one for all: there may be hundreds
+    def __init__(self, argument: str, patterns: Patterns):
+        self.argument, self.patterns = argument, dict.fromkeys(one_by_one(argument, patterns))
+        self._form = re.compile("|".join(map(fnmatch.translate, self.patterns)))  # one for all: there may be hundreds
 
     def __contains__(self, name: str) -> bool:
         names = (*above(name), name) if self.patterns else ()
         return any(one in self.patterns or self._form.match(one) for one in names)
+
+
+def one_by_one(argument: str, patterns: Patterns) -> list[str]:
+    """The patterns in a list; refused where they are none."""
+    patterns = () if patterns is None else (patterns,) if isinstance(patterns, str) else patterns
+    if not isinstance(patterns, Collection) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(f"{argument} is {patterns!r}; give the name of a module, a pattern, or a list of these")
+    return list(patterns)
 
 
 def above(name: str) -> list[str]:

@@ -28,8 +28,10 @@ from genlib.norms.products import (
     log_spectral_complexity_of,
     spectral_complexity,
 )
+from genlib.norms.summaries import LayerNorms, layer_norms
 
 __all__ = [
+    "LayerNorms",
     "LayerShape",
     "OperatorNorm",
     "conv_norm",
@@ -37,6 +39,7 @@ __all__ = [
     "frobenius_norms",
     "group_norms",
     "layer_names",
+    "layer_norms",
     "layer_shapes",
     "log_frobenius_complexity",
     "log_frobenius_complexity_of",

@@ -9,6 +9,7 @@ from torch import nn
 
 from genlib import norms
 from genlib.network import Network
+from genlib.network.blocks import by_layer
 from genlib.network.weights import folded_weights
 
 
@@ -233,3 +234,27 @@ def test_a_tied_weight_and_a_layer_that_runs_twice_are_refused():
 
     with pytest.raises(ValueError, match="rnn runs more than once"):
         norms.frobenius_norms(Twice())
+
+
+def test_tensors_by_layer_are_cut_as_the_matrices_are():
+    network = nn.ModuleDict(
+        {"rnn": nn.LSTM(2, 3, proj_size=1), "attention": nn.MultiheadAttention(4, 1, add_bias_kv=True)}
+    )
+    network["words"], network.own = nn.Embedding(5, 2), nn.Parameter(torch.ones(()))
+    tensors = dict(network.named_parameters())
+    found = by_layer(network, tensors)
+    assert sum(one.numel() for parts in found.values() for one in parts) == sum(p.numel() for p in tensors.values())
+    rnn, attention = network["rnn"], network["attention"]
+    expected = {
+        "": [network.own],
+        "rnn.weight_ih_l0.f": [rnn.weight_ih_l0[3:6], rnn.bias_ih_l0[3:6]],
+        "rnn.weight_hh_l0.o": [rnn.weight_hh_l0[9:], rnn.bias_hh_l0[9:]],
+        "rnn.weight_hr_l0": [rnn.weight_hr_l0],
+        "attention.in_proj_weight.q": [attention.in_proj_weight[:4], attention.in_proj_bias[:4]],
+        "attention.in_proj_weight.k": [attention.in_proj_weight[4:8], attention.in_proj_bias[4:8], attention.bias_k],
+        "attention.out_proj": [attention.out_proj.weight, attention.out_proj.bias],
+        "words": [network["words"].weight],
+    }
+    for name, parts in expected.items():
+        assert all(torch.equal(a, b) for a, b in zip(found[name], parts, strict=True))
+    assert [*found][1:] == norms.layer_names(network, exclude="own")
