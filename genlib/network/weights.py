@@ -206,7 +206,7 @@ def _read(network: Network, parts: Parts) -> tuple[dict[str, list[WeightedLayer]
     weights, with its module: that itself, or parameters of one that holds others."""
     known, unknown, names = {}, {}, set()
     for name, module in network.module.named_modules():
-        names |= {name, *(joined(name, part) for part in module._parameters)}
+        names |= {name, *(joined(name, part) for part, _ in module.named_parameters(recurse=False))}
         if any(outer in known for outer in above(name)):
             continue
         layers = [] if type(module) in REGISTERED and parts.excluded(name) else _layers_of(name, module)

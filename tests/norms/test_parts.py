@@ -1,6 +1,7 @@
 """Norms over part of a network: of what is included, and as if what is excluded were not there."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -187,3 +188,14 @@ def test_a_weight_of_a_layer_that_stands_by_itself_too_is_refused():
 
     with pytest.raises(ValueError, match="own is used outside its layer"):
         norms.frobenius_norms(Loose(), exclude="own")
+
+
+def test_a_scripted_part_is_refused_as_one_with_hooks_is():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is deprecated
+        scripted = torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    network = nn.Sequential(scripted, nn.Linear(4, 2))
+    assert norms.unknown_parts(network) == {"0.0": "RecursiveScriptModule"}
+    for exclude, said in ((None, r"0\.0 is of type RecursiveScriptModule"), ("0", "0 has been given another forward")):
+        with pytest.raises(ValueError, match=said):
+            norms.frobenius_norms(network, exclude=exclude)
