@@ -14,12 +14,16 @@ __all__ = ["Density", "Eigenpairs", "Estimate", "Maximum", "interval"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value, its standard error (0 where it is exact), and its cost in forward passes over the data."""
+    """A measured value, its standard error (0 where it is exact), and its cost in forward passes over the data.
+
+    `by_layer`: each layer's share where there are such, `errors_by_layer` the standard errors of these.
+    """
 
     value: Float[Tensor, "..."]
     standard_error: Float[Tensor, "..."]
     passes: float
     by_layer: dict[str, Float[Tensor, "..."]] = field(default_factory=dict)
+    errors_by_layer: dict[str, Float[Tensor, "..."]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -467,7 +467,7 @@ def linear_subclass(draw):
     return [kind(draw.features, draw.width()), _known_activation(draw)]
 
 
-@_idiom(*_ROWS, without="paths norms", weight=0.5)
+@_idiom(*_ROWS, without="paths", weight=0.5)
 def clamped_subclass(draw):
     return Clamped(draw.features, draw.width())
 
@@ -579,25 +579,25 @@ class Attention(nn.Module):
         return x + self.attention(x, x, x, need_weights=False)[0]
 
 
-@_idiom("sequence", without="paths norms")
+@_idiom("sequence", without="paths")
 def attention(draw):
     return Attention(draw.features)
 
 
-@_idiom("sequence", without="paths norms")
+@_idiom("sequence", without="paths")
 def encoder_layer(draw):
     first = draw.choose.random() < 0.5
     heads = 1 if draw.features % 2 else 2
     return nn.TransformerEncoderLayer(draw.features, heads, 4, batch_first=True, norm_first=first)
 
 
-@_idiom("sequence", without="paths norms", weight=1.5)
+@_idiom("sequence", without="paths", weight=1.5)
 def recurrent(draw):
     kind = draw.choose.choice((nn.LSTM, nn.GRU, nn.RNN))
     return _Call(lambda self, x: self.parts[0](x)[0], kind(draw.features, 3, batch_first=True))
 
 
-@_idiom("sequence", without="paths norms", weight=0.7)
+@_idiom("sequence", without="paths", weight=0.7)
 def recurrent_sequence_first(draw):
     return _Call(lambda self, x: self.parts[0](x.transpose(0, 1))[0].transpose(0, 1), nn.GRU(draw.features, 3))
 
@@ -637,12 +637,12 @@ def with_keywords(draw):
     return _Call(forward, _Keyword(_linear(draw)))
 
 
-@_idiom("tokens", without="paths norms", weight=3)
+@_idiom("tokens", without="paths", weight=3)
 def input_embedding(draw):
     return nn.Embedding(_ALPHABET, 3, padding_idx=0 if draw.choose.random() < 0.6 else None)
 
 
-@_idiom("tokens", without="paths norms")
+@_idiom("tokens", without="paths")
 def input_positions(draw):
     def forward(self, x):
         return self.parts[0](x) + self.parts[1](torch.arange(x.shape[1], device=x.device))
@@ -650,7 +650,7 @@ def input_positions(draw):
     return _Call(forward, nn.Embedding(_ALPHABET, 3), nn.Embedding(draw.shape[0], 3))
 
 
-@_idiom("tokens", without="paths norms")
+@_idiom("tokens", without="paths")
 def input_padding_mask(draw):
     def forward(self, x):
         there = (x != 0).unsqueeze(-1)
@@ -784,7 +784,7 @@ def max_pooled(draw):
     return [nn.Conv2d(draw.shape[0], 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
 
 
-@_idiom("image", without="paths norms")
+@_idiom("image", without="paths")
 def group_norm(draw):
     return [nn.Conv2d(draw.shape[0], 2, 2), nn.GroupNorm(1, 2), nn.ReLU()]
 
@@ -811,12 +811,12 @@ def batch_mean(draw):
     return _Call(lambda self, x: x - x.mean(0, keepdim=True))
 
 
-@_idiom(*_ROWS, without="paths norms")
+@_idiom(*_ROWS, without="paths")
 def layer_norm(draw):
     return [draw.choose.choice((nn.LayerNorm, nn.RMSNorm))(draw.features), _linear(draw), nn.ReLU()]
 
 
-@_idiom(*_ROWS, without="paths norms", weight=0.7)
+@_idiom(*_ROWS, without="paths", weight=0.7)
 def scripted(draw):
     with _quiet():
         return torch.jit.script(nn.Sequential(_linear(draw), nn.Tanh()))
@@ -989,7 +989,7 @@ def softmax(draw):
     return [_linear(draw), nn.Softmax(-1)]
 
 
-@_idiom(*_ROWS, without="paths norms", weight=0.7)
+@_idiom(*_ROWS, without="paths", weight=0.7)
 def own_parameters(draw):
     class _Own(nn.Module):
         def __init__(self):
@@ -1004,12 +1004,12 @@ def own_parameters(draw):
     return _Own()
 
 
-@_idiom("vector", without="paths norms", weight=0.5)
+@_idiom("vector", without="paths", weight=0.5)
 def bilinear(draw):
     return _Call(lambda self, x: self.parts[0](x, x), nn.Bilinear(draw.features, draw.features, 2))
 
 
-@_idiom(*_ROWS, without="paths norms", weight=0.5)
+@_idiom(*_ROWS, without="paths", weight=0.5)
 def prelu(draw):
     return [_linear(draw), nn.PReLU()]
 

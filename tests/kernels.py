@@ -66,6 +66,7 @@ def kernels(draws=8, steps=3):
         "group_norms": lambda n, s, x, y: norms.group_norms(n, 2, 1),
         "spectral_norms": lambda n, s, x, y: norms.spectral_norms(n, input_shape=SHAPE),
         "stable_ranks": lambda n, s, x, y: norms.stable_ranks(n, input_shape=SHAPE),
+        "layer_norms": lambda n, s, x, y: norms.layer_norms(n, initial=s, input_shape=SHAPE, singular_values=2),
         "distances": lambda n, s, x, y: norms.distances(n, s, norm="spectral", input_shape=SHAPE),
         "path_norm": lambda n, s, x, y: norms.path_norm(n, input_shape=SHAPE),
         "spectral_complexity": lambda n, s, x, y: norms.spectral_complexity(n, s, input_shape=SHAPE),

@@ -10,6 +10,7 @@ import torch
 import twins
 from grammar import IDIOMS, drawn
 
+from genlib import norms
 from genlib.measures import CATALOGUE, evaluate
 
 EVERY = os.environ.get("GENLIB_ALL") == "1"
@@ -38,6 +39,13 @@ def measured(number):
 
 
 @functools.cache
+def left_out(number):
+    """The parts over which the rows of layers don't go."""
+    found = norms.unknown_parts(drawn(number).network)
+    return {*found, *(f"module.{name}" for name in found)}  # of what stands behind a wrapper
+
+
+@functools.cache
 def truths(number):
     """What the rows of network `number` must be, those that are known."""
     one, plain = drawn(number, plain=["checkpointed"]), drawn(number, plain=IDIOMS)
@@ -51,7 +59,7 @@ def truths(number):
         known |= outputs | twins.of_the_loss(one.network, plain.network, x, y)
         known["first_gradient_variance"] = twins.gradient_variance(one.initial, x, y)
     if "norms" not in one.without:
-        known |= twins.of_layers(plain.network, plain.initial, x, y, outputs)
+        known |= twins.of_layers(plain.network, plain.initial, x, y, outputs, left_out(number))
     if "norms" not in one.without and "paths" not in one.without:
         known |= twins.of_paths(plain.network, x, outputs)
     known |= dict.fromkeys(DRAWN, None if outputs else twins.REFUSED)
@@ -67,6 +75,8 @@ def test_each_row_is_right_or_refused(number):
     true = truths(number)
     wrong = [twins.wrong(name, table.loc[name], true[name]) for name in NAMES]
     assert not any(wrong), f"{', '.join(one.idioms)}:\n" + "\n".join(filter(None, wrong))
+    layered = table.loc[[name for name in NAMES if "layers" in CATALOGUE[name].needs]].dropna(subset="value")
+    assert (layered["reason"].str.startswith("over part of the network") == bool(left_out(number))).all()
 
 
 def test_most_rows_that_have_a_value_are_compared():

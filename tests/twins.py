@@ -1,7 +1,7 @@
 """What measures are by brute force, of any module in float64: loops of autograd, and differences of its gradients."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,7 @@ _EXACT, _ROUGH = 1e-6, 2e-4  # relative; the second to the tolerances of Lanczos
 _CONVOLUTIONS = nn.modules.conv._ConvNd
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_SEVERAL = nn.RNNBase | nn.MultiheadAttention | nn.Embedding
 
 
 def flat(tensors) -> Tensor:
@@ -214,20 +215,26 @@ class _Convolutions(TorchFunctionMode):
         return self.met[-1][1]
 
 
-def layers(network: nn.Module, x: Tensor) -> "list[Layer] | None":
-    """The layers in the order in which they run, BatchNorm folded into the layer that it follows; None if unknown."""
+def layers(network: nn.Module, x: Tensor, left_out: Collection[str] = ()) -> "list[Layer] | None":
+    """The layers in the order in which they run, BatchNorm folded into the layer that it follows; None if unknown.
+
+    But for the modules and parameters that are `left_out`, by name.
+    """
     met, handles = [], []
-    for module in network.modules():
-        if isinstance(module, nn.Linear | _CONVOLUTIONS | _BATCH_NORM | Map):
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear | _CONVOLUTIONS | _BATCH_NORM | Map | _SEVERAL) and name not in left_out:
             before = module.register_forward_pre_hook(
                 lambda m, args: met.append([m, args[0], None, args[0]._version]), prepend=True
             )
-            after = module.register_forward_hook(lambda m, args, y: met[-1].__setitem__(2, (y, y._version)))
+            after = module.register_forward_hook(
+                lambda m, args, y: met[-1].__setitem__(2, (y, getattr(y, "_version", None)))
+            )
             handles += [before, after]
     outputs = network(x.clone())
     for handle in handles:
         handle.remove()
     owned = {p for module, *_ in met for p in module.parameters()}
+    owned |= {p for name, p in network.named_parameters() if {name, name.rpartition(".")[0]} & set(left_out)}
     params = list(network.parameters())
     reached = torch.autograd.grad(outputs.sum(), params, allow_unused=True)
     if any(g is not None and p not in owned for p, g in zip(params, reached, strict=True)):
@@ -244,11 +251,26 @@ def layers(network: nn.Module, x: Tensor) -> "list[Layer] | None":
                     found.append(Layer(module, scale.diag(), shift, scale[:, None]))
             elif isinstance(module, _CONVOLUTIONS):
                 found.append(_convolution(module, given))
+            elif isinstance(module, _SEVERAL):
+                found += [
+                    Layer(module, rows, rows.new_zeros(len(rows)), rows)
+                    for rows in map(Tensor.detach, _matrices(module))
+                ]
             else:
                 zero = module(given.new_zeros(1, given.shape[-1]))
                 matrix = (module(torch.eye(given.shape[-1], dtype=given.dtype)) - zero).T
                 found.append(Layer(module, matrix, zero[0], matrix))
     return found
+
+
+def _matrices(module: nn.Module) -> list[Tensor]:
+    """Those of a recurrent layer by gates, of attention by projections, of an embedding from one-hot rows."""
+    if isinstance(module, nn.Embedding):
+        return [module.weight.T]
+    if isinstance(module, nn.MultiheadAttention):
+        return [*module.in_proj_weight.chunk(3), module.out_proj.weight]
+    gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[type(module)]
+    return [gate for weight in module.parameters() if weight.dim() == 2 for gate in weight.chunk(gates)]
 
 
 def _line(norm: nn.Module, given: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,9 +312,11 @@ def _inputs_and_taps(layer: Layer) -> tuple[int, int]:
     return inputs, layer.kernel[0, 0].numel()
 
 
-def of_layers(network: nn.Module, initial: nn.Module, x: Tensor, y: Tensor, outputs: dict) -> dict[str, float | str]:
+def of_layers(
+    network: nn.Module, initial: nn.Module, x: Tensor, y: Tensor, outputs: dict, left_out: Collection[str]
+) -> dict[str, float | str]:
     """The measures of norms, from the layers that run; `outputs` are those of `of_outputs`."""
-    found, start = layers(network, x[:2]), layers(initial, x[:2])
+    found, start = layers(network, x[:2], left_out), layers(initial, x[:2], left_out)
     if not found or not start:
         return {}
     d, n, m = len(found), sum(p.numel() for p in network.parameters()), len(x)

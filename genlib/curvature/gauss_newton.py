@@ -125,21 +125,25 @@ def exact_trace(
     if chunk_size is None:  # every sample passes backwards once a cotangent
         objective = replace(objective, chunk_size=max(1, objective.chunk_size // count))
     module, met = with_records(objective.network)
-    by_layer: dict[str, Tensor] = {}
-    variance = next(iter(objective.network.params.values())).new_zeros(())
+    zero = next(iter(objective.network.params.values())).new_zeros(())
+    by_layer, variances, variance = {}, {}, zero
     for inputs, _ in objective.batches:
-        total = variance.new_zeros(count, len(inputs))
+        total = zero.new_zeros(count, len(inputs))
         for name, layer, x, delta in _backward(module, met, inputs, loss, count if drawn else None, generator):
             squares = squared_gradients(layer, x, delta)
             by_layer[name] = by_layer.get(name, 0.0) + squares.sum() / objective.samples
+            variances[name] = variances.get(name, 0.0) + (_scatter(squares, objective) if drawn else 0.0)
             total = total + squares
-        if drawn:
-            variance += count * total.var(0).sum() / objective.samples**2
-    by_layer = {name: by_layer.get(name, variance.new_zeros(())) for name, *_ in met}
+        variance = variance + (_scatter(total, objective) if drawn else 0.0)
+    by_layer = {name: by_layer.get(name, zero) for name, *_ in met}
+    errors = {name: (zero + variances.get(name, 0.0)).sqrt() for name in by_layer}
     weighing = any(isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)) for _, layer, *_ in met)
-    return Estimate(
-        sum(by_layer.values(), variance.new_zeros(())), variance.sqrt(), 1.0 + count * (1 + weighing), by_layer
-    )
+    return Estimate(sum(by_layer.values(), zero), variance.sqrt(), 1.0 + count * (1 + weighing), by_layer, errors)
+
+
+def _scatter(squares: Float[Tensor, "cotangents n"], objective: Objective) -> Float[Tensor, ""]:
+    """The variance of the mean over the samples of each sample's sum over its cotangents."""
+    return len(squares) * squares.var(0).sum() / objective.samples**2
 
 
 def with_records(network: Network) -> tuple[nn.Module, list[tuple[str, nn.Module, Tensor, Tensor]]]:

@@ -2,32 +2,37 @@
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from genlib.curvature.products import Operator
 from genlib.estimates import Eigenpairs, Estimate
+from genlib.network.blocks import by_layer
 
 __all__ = ["frobenius_norm", "hutch_plus_plus", "relative_distance"]
 
 
 @torch.no_grad()
-def hutch_plus_plus(matrix: Operator, vectors: int, generator: torch.Generator) -> Estimate:
+def hutch_plus_plus(matrix: Operator, vectors: int, generator: torch.Generator, module: nn.Module) -> Estimate:
     """Hutch++ with the diagonal kept, so that it can be summed by layers: E[u ⊙ Au] + Σ q ⊙ Aq, u = z - QQᵀz."""
     basis, rest = _range(matrix, vectors // 3, generator), vectors - 2 * (vectors // 3)
-    diagonal, terms = matrix.zeros(), []
+    diagonal, draws = matrix.zeros(), []
     for q in basis:
         diagonal += q * (matrix @ q)
     for _ in range(rest):
         u = _outside(matrix.signs(generator), basis)
-        found = u * (matrix @ u)
-        diagonal += found / rest
-        terms.append(found.sum())
-    by_layer: dict[str, Tensor] = {}
-    for name, part in zip(matrix.like, diagonal.split([w.numel() for w in matrix.like.values()]), strict=True):
-        layer = name.rpartition(".")[0]
-        by_layer[layer] = by_layer.get(layer, 0.0) + part.sum()
-    error = torch.stack(terms).std() / rest**0.5
-    return Estimate(sum(by_layer.values()), error, matrix.passes(vectors), by_layer)
+        draws.append(_by_layer(u * (matrix @ u), matrix, module))
+    fixed = _by_layer(diagonal, matrix, module)
+    each = {layer: torch.stack([draw[layer] for draw in draws]) for layer in fixed}
+    values = {layer: part + each[layer].mean() for layer, part in fixed.items()}
+    errors = {layer: part.std() / rest**0.5 for layer, part in each.items()}
+    error = sum(each.values()).std() / rest**0.5
+    return Estimate(sum(values.values()), error, matrix.passes(vectors), values, errors)
+
+
+def _by_layer(diagonal: Tensor, matrix: Operator, module: nn.Module) -> dict[str, Float[Tensor, ""]]:
+    parts = diagonal.split([w.numel() for w in matrix.like.values()])
+    shaped = {name: part.view_as(w) for (name, w), part in zip(matrix.like.items(), parts, strict=True)}
+    return {layer: sum(part.sum() for part in parts) for layer, parts in by_layer(module, shaped).items()}
 
 
 @torch.no_grad()

@@ -22,6 +22,9 @@ def joined(found: list[Tensor], size: int | None) -> Tensor:
 
 
 def joined_estimates(found: list[Estimate], size: int | None, what: str) -> Estimate:
-    by_layer = {name: joined([one.by_layer[name] for one in found], size) for name in found[0].by_layer}
     value = require_finite(joined([one.value for one in found], size), what)
-    return Estimate(value, joined([one.standard_error for one in found], size), found[0].passes, by_layer)
+    by_layer, errors = (
+        {name: joined([getattr(one, kind)[name] for one in found], size) for name in getattr(found[0], kind)}
+        for kind in ("by_layer", "errors_by_layer")
+    )
+    return Estimate(value, joined([one.standard_error for one in found], size), found[0].passes, by_layer, errors)

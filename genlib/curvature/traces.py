@@ -31,7 +31,7 @@ def trace(
     generator: torch.Generator | None = None,
     chunk_size: int | None = None,
 ) -> Estimate:
-    """tr ∇²L(w), L the mean loss, w all parameters; `by_layer` that of each layer's block.
+    """tr ∇²L(w), L the mean loss, w all parameters; `by_layer` that of each layer's block, of gates one by one.
 
     `exact`: (1/N) Σ_n Σ_c |J_nᵀ s_nc|², Σ_c s_nc s_ncᵀ the Hessian of sample n's loss in its logits, J_n theirs in w:
     the Gauss-Newton trace, and the Hessian's where logits are piecewise linear in each parameter and no layer runs
@@ -55,7 +55,8 @@ def trace(
         raise ValueError(f"{why}; method='hutch++' estimates the trace")
     if method == "hutch++" or why:
         require_derivatives(objective, twice=True)
-        found = [sketches.hutch_plus_plus(hessian(one), vectors, generator) for one in objective.each]
+        module = objective.network.module
+        found = [sketches.hutch_plus_plus(hessian(one), vectors, generator, module) for one in objective.each]
     else:
         found = [exact_trace(one, loss, cotangents, chunk_size, generator) for one in objective.each]
     return joined_estimates(found, objective.network.size, "trace")

@@ -4,7 +4,8 @@ The catalogue: every measure of the book under one name, larger where it predict
 of them for one network.
 """
 
+from genlib.measures.by_layer import layers
 from genlib.measures.evaluation import evaluate
 from genlib.measures.measure import CATALOGUE, INVARIANCES, Measure, register_measure
 
-__all__ = ["CATALOGUE", "INVARIANCES", "Measure", "evaluate", "register_measure"]
+__all__ = ["CATALOGUE", "INVARIANCES", "Measure", "evaluate", "layers", "register_measure"]

@@ -50,11 +50,12 @@ def evaluate(
 
     `value`, larger where it predicts a larger gap; `standard_error`, 0 where the value is exact; `passes`, the forward
     passes over the data that the row added, for what several measures need is computed once; `reason`, why there is no
-    value, or no standard error. `data`: the training samples of a Dataset, a pair of inputs and labels, tensors or
-    arrays, several inputs as ((first, second), labels) or by name in a dict with labels, or a loader, list or dataset
-    of such batches or samples, which is read into memory once and brought to where the network is. Of inputs alone,
-    rows that need labels say that they are missing; without data there are those of the weights, some of which need the
-    `input_shape` of a sample.
+    value, or no standard error, or over which part of the network a value is: norms of layers leave out what they don't
+    know, as LayerNorm (`norms.unknown_parts`), and a product of the others is no bound. `data`: the training samples of
+    a Dataset, a pair of inputs and labels, tensors or arrays, several inputs as ((first, second), labels) or by name in
+    a dict with labels, or a loader, list or dataset of such batches or samples, which is read into memory once and
+    brought to where the network is. Of inputs alone, rows that need labels say that they are missing; without data
+    there are those of the weights, some of which need the `input_shape` of a sample.
     `initial`, `first_epoch`: the network before training (with a `run`, its start), and after an epoch. A stack, whose
     networks may have data of their own ([models, samples, …]) and a run each: an index level `network` in front. Small
     dense networks search together, so `passes` is then that of the longest search.
@@ -100,10 +101,10 @@ def _rows(shared: Shared, measures: list[Measure], ended: list[str]) -> pd.DataF
     rows, numbers = [], []
     for measure in measures:
         before = shared.passes
-        found, reason = _measured(measure, shared, ended)
-        rows.append((measure.name, shared.passes - before, reason))
+        found, reason, part = _measured(measure, shared, ended)
+        rows.append((measure.name, shared.passes - before, reason, part))
         numbers.append(torch.stack([found.value.double(), found.standard_error.double()]))
-    table = pd.DataFrame(rows, columns=["measure", "passes", "reason"]).set_index("measure")
+    table = pd.DataFrame(rows, columns=["measure", "passes", "reason", "part"]).set_index("measure")
     values = torch.stack(numbers).tolist() if numbers else []  # the one read of all values
     table[["value", "standard_error"]] = np.array(values).reshape(-1, 2)
     for name in table.index[~np.isfinite(table["value"]) & (table["reason"] == "")]:
@@ -112,26 +113,29 @@ def _rows(shared: Shared, measures: list[Measure], ended: list[str]) -> pd.DataF
         table.loc[name, "reason"] = unexpected(silent) if math.isnan(value) else INFINITE[value]
         table.loc[name, ["value", "standard_error"]] = math.nan
     table.loc[np.isinf(table["standard_error"]), "reason"] = NO_SPREAD
+    table["reason"] = table["reason"].where(table["reason"] != "", table["part"])
     return table[["value", "standard_error", "passes", "reason"]]
 
 
-def _measured(measure: Measure, shared: Shared, ended: list[str]) -> tuple[Estimate, str]:
+def _measured(measure: Measure, shared: Shared, ended: list[str]) -> tuple[Estimate, str, str]:
+    """The value, or why there is none, and over which part of the network it is."""
     nothing = Estimate(shared.number(math.nan), shared.number(math.nan), 0.0)
     if ended:
-        return nothing, ended[0]
+        return nothing, ended[0], ""
     try:
         found = measure.compute(shared)
+        part = shared.part if "layers" in measure.needs else ""
     except ValueError as refusal:
-        return nothing, str(refusal)
+        return nothing, str(refusal), ""
     except (Exception, KeyboardInterrupt) as error:
         reason = _ends(error)
         if reason is None:
-            return nothing, unexpected(error)
+            return nothing, unexpected(error), ""
         if scale.in_sweep():
             raise
         ended.append(reason)
-        return nothing, reason
-    return (found if isinstance(found, Estimate) else Estimate(found, torch.zeros_like(found), 0.0)), ""
+        return nothing, reason, ""
+    return (found if isinstance(found, Estimate) else Estimate(found, torch.zeros_like(found), 0.0)), "", part
 
 
 def _ends(error: BaseException) -> str | None:

@@ -74,7 +74,7 @@ def spectral_from(shared: Shared, moved: Float[Tensor, " layers"]) -> Float[Tens
 
 def spectral_factor(shared: Shared) -> Float[Tensor, ""]:
     """ln (84 B Σ_i k_i √c_i + √ln(4h²d))², B the longest input, c_i the outputs of a layer of k_i² taps, h the most."""
-    longest = shared.input_norms.max().double()
+    longest = shared.input_norms.max()
     roots = sum((shape.taps * shape.outputs) ** 0.5 for shape in shared.shapes)
     most = max(shape.outputs for shape in shared.shapes)
     return 2 * (84 * longest * roots + math.log(4 * most**2 * shared.depth) ** 0.5).log()

@@ -31,7 +31,7 @@ NEEDS = ("data", "layers", "margin", "initial", "first_epoch", "run")
 class Measure:
     """One measure: what it is called and written, who proposed it, what it needs, costs, and is blind to.
 
-    `needs`: `data`; `layers`, all of known types; `margin`, a positive 10th (or 5th) percentile of the margins;
+    `needs`: `data`; `layers`, those of known types; `margin`, a positive 10th (or 5th) percentile of the margins;
     `initial`, the weights at the start; `first_epoch`, those after an epoch; `run`, the history of the training.
     `passes` is the cost in forward passes over the data when nothing is shared. `invariances`: what may be done to the
     network alone, its start left as it is, without a change: every layer times a constant; one layer times a constant

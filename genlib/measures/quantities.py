@@ -12,10 +12,12 @@ from torch import Tensor
 from genlib import margins, norms, sensitivity
 from genlib.estimates import Estimate
 from genlib.network import Network, Params
+from genlib.network.blocks import EMBEDDINGS
 from genlib.network.derivatives import require_derivatives, twice_differentiable
 from genlib.network.door import Entangled
 from genlib.network.losses import logits_of_classes, sample_losses
 from genlib.network.objective import Objective, require_finite, seeded_generator, stand_ins, start_of, with_slope
+from genlib.network.parts import above
 from genlib.network.precision import upcast_network
 from genlib.train import Run
 
@@ -171,9 +173,28 @@ class Quantities:
     # Its layers
 
     @quantity
+    def unknown(self) -> dict[str, str]:
+        """The parts that no norm of layers knows, and that are left out of all quantities of layers."""
+        return norms.unknown_parts(self.network)
+
+    @property
+    def part(self) -> str:
+        """Over which part of the network the quantities of layers are, if not over all of it."""
+        if not self.unknown:
+            return ""
+        named = [f"{name} ({kind})" for name, kind in self.unknown.items()]
+        more = [f"{len(named) - 3} more"] if len(named) > 3 else []
+        *first, last = [*named[:3], *more]
+        share = sum(w.numel() for name, w in self.weights.items() if self.unknown.keys() & {*above(name), name})
+        return (
+            f"over part of the network, without {', '.join(first)}{' and ' * bool(first)}{last}, which no norm of "
+            f"layers knows: {100 * share / self.parameters:.3g} % of its parameters"
+        )
+
+    @quantity
     def shapes(self) -> list[norms.LayerShape]:
         """Outputs, inputs and taps of each layer, of a convolution its channels and the places of its kernel."""
-        return norms.layer_shapes(self.network)
+        return norms.layer_shapes(self.network, exclude=self.unknown)
 
     @property
     def depth(self) -> int:
@@ -185,16 +206,20 @@ class Quantities:
 
     @quantity
     def frobenius(self) -> Float[Tensor, " layers"]:
-        return norms.frobenius_norms(self.network).double()
+        return norms.frobenius_norms(self.network, exclude=self.unknown).double()
 
     @quantity
     def spectral(self) -> Float[Tensor, " layers"]:
-        return norms.require_nonzero(norms.spectral_norms(self.network, input_shape=self.input_shape).double())
+        shape = self.input_shape
+        return norms.require_nonzero(
+            norms.spectral_norms(self.network, input_shape=shape, exclude=self.unknown).double()
+        )
 
     @property
     def stable_ranks(self) -> Float[Tensor, " layers"]:
         spectral = self.spectral
-        return (norms.operator_frobenius_norms(self.network, input_shape=self.input_shape) / spectral).square()
+        frobenius = norms.operator_frobenius_norms(self.network, input_shape=self.input_shape, exclude=self.unknown)
+        return (frobenius / spectral).square()
 
     @property
     def log_frobenius(self) -> Float[Tensor, ""]:
@@ -206,7 +231,7 @@ class Quantities:
 
     @once
     def log_groups(self, p: float | int, q: float | int) -> Float[Tensor, ""]:
-        return norms.log_product(norms.group_norms(self.network, p, q))
+        return norms.log_product(norms.group_norms(self.network, p, q, exclude=self.unknown))
 
     @once
     def log_path(self, p: int) -> Float[Tensor, ""]:
@@ -214,16 +239,19 @@ class Quantities:
 
     @quantity
     def frobenius_distance(self) -> Float[Tensor, " layers"]:
-        return norms.distances(self.network, self.initial).double()
+        return self._distances("frobenius")
 
     @quantity
     def row_distance(self) -> Float[Tensor, " layers"]:
-        return norms.distances(self.network, self.initial, norm=(2, 1)).double()
+        return self._distances((2, 1))
 
     @quantity
     def spectral_distance(self) -> Float[Tensor, " layers"]:
-        shape = self.input_shape
-        return norms.distances(self.network, self.initial, norm="spectral", input_shape=shape).double()
+        return self._distances("spectral")
+
+    def _distances(self, norm: str | tuple[int, int]) -> Float[Tensor, " layers"]:
+        parts = {"input_shape": self.input_shape, "exclude": self.unknown}
+        return norms.distances(self.network, self.initial, norm=norm, **parts).double()
 
     # Its outputs
 
@@ -261,13 +289,15 @@ class Quantities:
     def input_norms(self) -> Float[Tensor, " samples"]:
         """‖x‖₂ of each sample."""
         inputs = self._inputs
+        if not inputs.is_floating_point() and any(isinstance(m, EMBEDDINGS) for m in self.network.module.modules()):
+            raise ValueError("inputs are indices of an embedding, which have no norm; take a measure without it")
         inputs = inputs if inputs.is_floating_point() else inputs.double()
-        return torch.linalg.vector_norm(inputs.flatten(1), dim=1)  # in float64 it would take tenfold
+        return torch.linalg.vector_norm(inputs.flatten(1), dim=1).double()  # in float64 all would take tenfold
 
     @property
     def log_inputs(self) -> Float[Tensor, ""]:
         """ln ‖X‖_F over all samples."""
-        return torch.linalg.vector_norm(self.input_norms, dtype=torch.float64).log()
+        return torch.linalg.vector_norm(self.input_norms).log()
 
     @property
     def cross_entropy(self) -> Float[Tensor, ""]:

@@ -19,8 +19,10 @@ __all__ = [
     "INSTEAD",
     "TRANSPOSED",
     "WEIGHTED",
+    "Block",
     "WeightedLayer",
     "computed_weights",
+    "computes_weights",
     "keeps_statistics",
     "recognized",
     "refusal",
@@ -42,6 +44,16 @@ INSTEAD = "measure its curvature, sharpness or sensitivity instead"
 
 
 @dataclass(frozen=True)
+class Block:
+    """Where a layer is one matrix of several in a module: the rows of a parameter, transposed in an embedding."""
+
+    module: str
+    parameter: str
+    rows: slice
+    transposed: bool
+
+
+@dataclass(frozen=True)
 class WeightedLayer:
     """A layer with weights, as the layer of torch that does the same, or the registered module itself."""
 
@@ -49,6 +61,12 @@ class WeightedLayer:
     operation: nn.Module
     computed: fx.GraphModule | None = None  # gives its weight, and its bias if any, where they are no parameters
     folded: str | None = None  # the BatchNorm whose scale the weights take in
+    block: Block | None = None
+
+    @property
+    def module(self) -> str:
+        """The name of the module that runs."""
+        return self.name if self.block is None else self.block.module
 
 
 def recognized(name: str, module: nn.Module) -> WeightedLayer | None:
@@ -183,10 +201,15 @@ def require_matrix(name: str, module: nn.Module, matrix: Tensor) -> None:
         )
 
 
+def computes_weights(module: nn.Module) -> bool:
+    """Whether a module that isn't recognized is a layer of torch whose weights something else computes."""
+    return type(module) in WEIGHTED or bool(getattr(module, "parametrizations", None))
+
+
 def refusal(name: str, module: nn.Module) -> str:
     """Why a module with weights, which isn't recognized, has no norm here, and what to do."""
     kind, where = type(module).__name__, name or "the module itself"
-    if type(module) in WEIGHTED or getattr(module, "parametrizations", None):
+    if computes_weights(module):
         return (
             f"the weight of {name or 'the module'} is computed from other tensors; make it a parameter first "
             "(torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove, "

@@ -1,19 +1,19 @@
 """The layers of a network that have weights, with BatchNorm folded into them, and the shapes at which they work."""
 
 import copy
-import functools
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.func import vmap
 
+from genlib.network.blocks import layer_blocks, runs_step_by_step
 from genlib.network.functional import Network, Params, aliases
 from genlib.network.operations import altered, traced
+from genlib.network.parts import Parts, above, joined
 from genlib.network.precision import upcast_network
 from genlib.network.recognition import (
     BATCH_NORM,
@@ -23,6 +23,7 @@ from genlib.network.recognition import (
     WEIGHTED,
     WeightedLayer,
     computed_weights,
+    computes_weights,
     keeps_statistics,
     recognized,
     refusal,
@@ -33,20 +34,23 @@ from genlib.network.recognition import (
 __all__ = [
     "BATCH_NORM",
     "CONVOLUTIONS",
+    "MORE",
     "REGISTERED",
     "TRANSPOSED",
+    "TWICE",
     "FoldedWeight",
     "WeightedLayer",
     "checked_shape",
     "folded_weights",
-    "layer_input_shapes",
     "only_described",
     "traced_layers",
+    "unknown_modules",
     "weight_differences",
-    "weighted_layers",
 ]
 
-_MORE = "is called with more than its input; norms are of what it does to one input by itself: give it no more"
+MORE = "is called with more than its input; norms are of what it does to one input by itself: give it no more"
+EVERYTHING = Parts()
+TWICE = "runs more than once; norms of tied weights are not defined here"
 REGISTERED: dict[type[nn.Module], Callable[[nn.Module, Params], Tensor]] = {}
 
 
@@ -78,58 +82,95 @@ class FoldedWeight:
         return shape[1], shape[2] * groups, taps
 
 
-def weighted_layers(network: Network) -> list[WeightedLayer]:
-    return traced_layers(network)[0]
+def traced_layers(network: Network, parts: Parts = EVERYTHING) -> tuple[list[WeightedLayer], fx.Graph | None]:
+    """The layers with weights in the order in which they run, and the graph in which each of them is one call.
 
-
-def traced_layers(network: Network) -> tuple[list[WeightedLayer], fx.Graph | None]:
-    """The layers with weights in the order in which they run, and the graph in which each of them is one call."""
+    The matrices of one module follow one another in the order of its parameters.
+    """
     network.require_eval()
-    known = _known(network)
+    known = _known(network, parts)
+    asked = [name for name, layers in known.items() if any(parts.wanted(layer.name) for layer in layers)]
     graph = _graph(network, known)
     faithful = graph is not None
     if graph is None and network.arguments is None:
-        graph = traced(network.module, leaves=known, overwritten=True)
+        leaves = {*known, *(name for name, _ in network.module.named_modules() if parts.excluded(name))}
+        graph = traced(network.module, leaves=leaves, overwritten=True)
     if graph is None:
-        if norms := [name for name, layer in known.items() if isinstance(layer.operation, BATCH_NORM)]:
-            raise ValueError(
-                f"network: {network.untraced}, so what {norms[0]} normalizes is unknown; "
-                "fold its BatchNorm first (torch.nn.utils.fusion)"
-            )
-        return [known[name] for name in _as_they_run(network, known)], None
-    read = [str(node.target) for node in graph.nodes if node.op == "get_attr" and not only_described(node)]
-    names = aliases(network.module) if read else {}
-    if loose := [name for name in read if names.get(name) in network.params]:
-        raise ValueError(f"network: {loose[0]} is used outside its layer; norms of tied weights are not defined here")
-    layers: dict[str, WeightedLayer] = {}
+        _require_no_batch_norm(network, known)
+        found, odd = {name: known[name] for name in _as_they_run(network, asked)}, {}
+    else:
+        found, odd, within = _as_traced(network, graph, known)
+        faithful &= not within
+    listed = [layer for layer in itertools.chain(*found.values()) if parts.wanted(layer.name)]
+    modules = dict.fromkeys([*asked, *(layer.folded for layer in listed if layer.folded is not None)])
+    if refused := [odd[name] for name in modules if name in odd]:
+        raise ValueError(f"network: {refused[0]}")
+    _require_own_weights(network, modules, graph)
+    return listed, graph if faithful else None
+
+
+def _as_traced(
+    network: Network, graph: fx.Graph, known: dict[str, list[WeightedLayer]]
+) -> tuple[dict[str, list[WeightedLayer]], dict[str, str], bool]:
+    """The layers by module as they run, with BatchNorm folded; what is odd about a module; and whether one of torch's
+    own, which fx doesn't look into, holds layers, as a TransformerEncoderLayer does."""
+    inside: dict[str, list[str]] = {}
+    for name in known:
+        for outer in (*above(name), name):
+            inside.setdefault(outer, []).append(name)
+    layers: dict[str, list[WeightedLayer]] = {}
+    odd, ran, within = {}, set(), False
     for node in graph.nodes:
-        if node.op != "call_module" or node.target not in known:
-            continue
-        name, layer = node.target, known[node.target]
-        if len(node.args) + len(node.kwargs) != 1:
-            raise ValueError(f"network: {name} {_MORE}")
-        if name in layers or name in {other.folded for other in layers.values()}:
-            raise ValueError(f"network: {name} runs more than once; norms of tied weights are not defined here")
-        if isinstance(layer.operation, BATCH_NORM) and (into := _folds_into(node.all_input_nodes[0], layers, layer)):
-            layers[into.name] = replace(into, folded=name)
-        else:
-            layers[name] = layer
-    return list(layers.values()), graph if faithful else None
+        for name in inside.get(str(node.target), ()) if node.op == "call_module" else ():
+            module, found = network.module.get_submodule(name), known[name]
+            if name != node.target:
+                _require_no_batch_norm(network, {name: found})
+                within = True
+            elif found[0].block is None and len(node.args) + len(node.kwargs) != 1:
+                odd[name] = f"{name} {MORE}"
+            into = _folds_into(node, layers, found[0])
+            at = name if into is None else into.name
+            if name not in ran:
+                layers[at] = found if into is None else [replace(into, folded=name)]
+            elif not runs_step_by_step(module):
+                odd[name] = odd[at] = f"{name} {TWICE}"
+            ran.add(name)
+    return layers, odd, within
+
+
+def _require_own_weights(network: Network, modules: Collection[str], graph: fx.Graph | None) -> None:
+    """Refuse a weight of one of these modules that is another's too, or that is used outside of it."""
+    owners: dict[int, str] = {}
+    for name in modules:
+        for part, parameter in network.module.get_submodule(name).named_parameters():
+            if (other := owners.setdefault(id(parameter), joined(name, part))) != joined(name, part):
+                raise ValueError(f"network: {other} and {joined(name, part)} are one tied weight; untie it first")
+    nodes = [] if graph is None else graph.nodes
+    read = [str(node.target) for node in nodes if node.op == "get_attr" and not only_described(node)]
+    names = aliases(network.module) if read else {}
+    own = {names[parameter] for parameter in owners.values()} if read else set()
+    if loose := [name for name in read if names.get(name) in own]:
+        raise ValueError(f"network: {loose[0]} is used outside its layer; norms of tied weights are not defined here")
+
+
+def _require_no_batch_norm(network: Network, known: dict[str, list[WeightedLayer]]) -> None:
+    if norms := [name for name, (layer, *_) in known.items() if isinstance(layer.operation, BATCH_NORM)]:
+        raise ValueError(
+            f"network: {network.untraced}, so what {norms[0]} normalizes is unknown; "
+            "fold its BatchNorm first (torch.nn.utils.fusion)"
+        )
 
 
 def _as_they_run(network: Network, known: Collection[str]) -> list[str]:
-    """The names of the layers in their order, where a forward pass was seen, and each is one that runs once."""
+    """The names of the modules in their order, where a forward pass was seen, and each is one that runs once."""
     if network.ran is None:
         return list(known)
     for name in known:
-        if (times := network.ran.count(name)) != 1:
-            what = (
-                "runs more than once; norms of tied weights are not defined here"
-                if times
-                else "doesn't run; leave it out"
-            )
+        times = network.ran.count(name)
+        if times != 1 and not (times and runs_step_by_step(network.module.get_submodule(name))):
+            what = TWICE if times else "doesn't run; leave it out"
             raise ValueError(f"network: {name} {what}")
-    return [name for name in network.ran if name in known]
+    return [name for name in dict.fromkeys(network.ran) if name in known]
 
 
 def only_described(node: fx.Node) -> bool:
@@ -140,7 +181,7 @@ def only_described(node: fx.Node) -> bool:
     )
 
 
-def _graph(network: Network, known: dict[str, WeightedLayer]) -> fx.Graph | None:
+def _graph(network: Network, known: Collection[str]) -> fx.Graph | None:
     if network.arguments is not None:
         return None
     if "" in known:  # the network is one layer
@@ -151,24 +192,49 @@ def _graph(network: Network, known: dict[str, WeightedLayer]) -> fx.Graph | None
     return network.graph if ours else traced(network.module, leaves=known)
 
 
-def _known(network: Network) -> dict[str, WeightedLayer]:
-    """The layers whose norms are known. Weights that none of them counts, or that two share, are refused."""
-    known: dict[str, WeightedLayer] = {}
-    owners: dict[int, str] = {}
-    for name, module in network.module.named_modules():
-        if any(above in known for above in _above(name)):
-            continue
-        layer = _registered(name, module) if type(module) in REGISTERED else recognized(name, module)
-        for part, parameter in module.named_parameters(recurse=layer is not None):
-            if (other := owners.setdefault(id(parameter), _join(name, part))) != _join(name, part):
-                raise ValueError(f"network: {other} and {_join(name, part)} are one tied weight; untie it first")
-        if layer is not None:
-            known[name] = layer
-        elif module._parameters or keeps_statistics(module):
-            raise ValueError(f"network: {refusal(name, module)}")
+def _known(network: Network, parts: Parts) -> dict[str, list[WeightedLayer]]:
+    """The layers whose norms are known, by module. Weights that none of them counts are refused."""
+    known, unknown = _read(network, parts)
+    for name, module in unknown.values():
+        rest = "" if computes_weights(module) else "; exclude=norms.unknown_parts(network) gives the norms of the rest"
+        raise ValueError(f"network: {refusal(name, module)}{rest}")
     if said := altered(network.module):
         raise ValueError(f"network: {said}, which may change what its layers do; remove it first")
     return known
+
+
+def _read(network: Network, parts: Parts) -> tuple[dict[str, list[WeightedLayer]], dict[str, tuple[str, nn.Module]]]:
+    """The layers that are known, by module, but for a BatchNorm that is excluded; and what else is wanted and has
+    weights, with its module: that itself, or parameters of one that holds others."""
+    known, unknown, names = {}, {}, set()
+    for name, module in network.module.named_modules():
+        names |= {name, *(joined(name, part) for part, _ in module.named_parameters(recurse=False))}
+        if any(outer in known for outer in above(name)):
+            continue
+        layers = [] if type(module) in REGISTERED and parts.excluded(name) else _layers_of(name, module)
+        names |= {layer.name for layer in layers}
+        if layers and not (parts.excluded(name) and isinstance(layers[0].operation, BATCH_NORM)):
+            known[name] = layers
+        elif computes_weights(module) or keeps_statistics(module) or (module._parameters and not [*module.children()]):
+            unknown[name] = name, module
+        else:
+            unknown |= {joined(name, part): (name, module) for part, _ in module.named_parameters(recurse=False)}
+    parts.require_met(names)
+    return known, {part: of for part, of in unknown.items() if parts.wanted(part)}
+
+
+def unknown_modules(network: Network) -> dict[str, nn.Module]:
+    """By name, what holds weights of no known layer, but for weights that something else computes."""
+    _, unknown = _read(network, EVERYTHING)
+    return {part: module for part, (_, module) in unknown.items() if not computes_weights(module)}
+
+
+def _layers_of(name: str, module: nn.Module) -> list[WeightedLayer]:
+    """The layers that a module is, or none where it isn't known."""
+    if type(module) in REGISTERED:
+        return [_registered(name, module)]
+    layer = recognized(name, module)
+    return layer_blocks(name, module) if layer is None else [layer]
 
 
 def _registered(name: str, module: nn.Module) -> WeightedLayer:
@@ -184,16 +250,12 @@ def _registered(name: str, module: nn.Module) -> WeightedLayer:
     return WeightedLayer(name, module)
 
 
-def _above(name: str) -> list[str]:
-    """The names of the modules that hold this one."""
-    parts = name.split(".") if name else []
-    return [".".join(parts[:i]) for i in range(len(parts))]
-
-
-def _folds_into(before: fx.Node, layers: dict[str, WeightedLayer], norm: WeightedLayer) -> WeightedLayer | None:
+def _folds_into(node: fx.Node, layers: dict[str, list[WeightedLayer]], norm: WeightedLayer) -> WeightedLayer | None:
     """The layer that a BatchNorm directly follows, and nothing else does."""
-    layer = layers.get(str(before.target)) if before.op == "call_module" and len(before.users) == 1 else None
-    if layer is None or not isinstance(layer.operation, WEIGHTED):
+    before = node.all_input_nodes[0] if isinstance(norm.operation, BATCH_NORM) else None
+    alone = before is not None and before.op == "call_module" and len(before.users) == 1
+    layer, *_ = layers.get(str(before.target), [None]) if alone else [None]
+    if layer is None or layer.block is not None or not isinstance(layer.operation, WEIGHTED):
         return None
     outputs = layer.operation.out_features if isinstance(layer.operation, nn.Linear) else layer.operation.out_channels
     return layer if outputs == norm.operation.num_features else None
@@ -201,22 +263,27 @@ def _folds_into(before: fx.Node, layers: dict[str, WeightedLayer], norm: Weighte
 
 def folded_weights(network: Network, layers: list[WeightedLayer] | None = None) -> list[FoldedWeight]:
     """The weights of the network's layers, which are looked for where they aren't given."""
-    layers = weighted_layers(network) if layers is None else layers
+    layers = traced_layers(network)[0] if layers is None else layers
     network = upcast_network(network)
     tensors = {**network.buffers, **network.params}
     if network.size is None:
         tensors = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
     weights = [_weight(layer, network, tensors) for layer in layers]
     if not weights:
-        raise ValueError("network: it has no layer with weights; there is nothing to measure")
+        held = [f"{name} ({type(part).__name__})" for name, part in network.module.named_modules() if part._parameters]
+        of_others = f" that is listed, but {', '.join(held[:3])}" if held else ""
+        raise ValueError(f"network: it has no layer with weights{of_others}; there is nothing to measure")
     if odd := [weight.name for weight in weights if weight.value.is_complex()]:
         raise ValueError(f"network: {', '.join(odd)} has complex weights; norms here are of real ones: {INSTEAD}")
     return weights
 
 
 def _weight(layer: WeightedLayer, network: Network, tensors: Params) -> FoldedWeight:
-    name, operation = layer.name, layer.operation
-    own = _own(name, tensors)
+    name, operation, block = layer.name, layer.operation, layer.block
+    own = _own(layer.module, tensors)
+    if block is not None:
+        matrix = own[block.parameter][:, block.rows]
+        return FoldedWeight(name, operation, matrix.mT if block.transposed else matrix, None)
     if type(operation) in REGISTERED:
         return FoldedWeight(name, operation, vmap(lambda t: REGISTERED[type(operation)](operation, t))(own), None)
     if isinstance(operation, BATCH_NORM):
@@ -246,17 +313,12 @@ def _scale_and_shift(name: str, eps: float, own: Params) -> tuple[Tensor, Tensor
     return scale_and_shift(own, eps)
 
 
-def weight_differences(network: Network, initial: Network) -> list[FoldedWeight]:
-    after, before = folded_weights(network), folded_weights(initial)
+def weight_differences(after: list[FoldedWeight], before: list[FoldedWeight]) -> list[FoldedWeight]:
     for a, b in itertools.zip_longest(after, before):
         if a is None or b is None or a.name != b.name or a.value.shape != b.value.shape:
             odd = (a or b).name
             raise ValueError(f"initial differs from network at the layer {odd}; give the network's own start")
     return [replace(a, value=a.value - b.value) for a, b in zip(after, before, strict=True)]
-
-
-def _join(name: str, part: str) -> str:
-    return f"{name}.{part}" if name else part
 
 
 def by_groups(operation: nn.Module, weight: Tensor) -> Float[Tensor, "models groups inputs outputs *taps"]:
@@ -269,66 +331,3 @@ def checked_shape(input_shape: tuple[int, ...]) -> tuple[int, ...]:
     if not isinstance(input_shape, Iterable) or not shape or any(not isinstance(n, int) or n < 1 for n in shape):
         raise ValueError(f"input_shape is {shape}; it must be the shape of one sample, positive whole numbers")
     return shape
-
-
-def layer_input_shapes(network: Network, input_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The shape [channels, …] of one sample at the input of each convolution. Cost: one forward pass of one sample.
-
-    None without convolutions, in a network that torch.fx can trace.
-    """
-    layers, graph = traced_layers(network)
-    shape = checked_shape(input_shape) if network.arguments is None else ()  # the number of the first sample, then
-    watched = {
-        layer.name: layer.operation
-        for layer in layers
-        if graph is None or isinstance(layer.operation, CONVOLUTIONS + TRANSPOSED)
-    }
-    if not watched:
-        return {}
-    shapes = {}
-    for name, met in _shapes_met(network, list(watched), shape).items():
-        where, operation = f"network: {name or 'the module'}", watched[name]
-        if not met:
-            raise ValueError(f"{where} doesn't run on zeros of input_shape {shape}; leave it out of the module")
-        if len(met) > 1:
-            raise ValueError(f"{where} runs more than once; norms of tied weights are not defined here")
-        if len(met[0]) > 1:
-            raise ValueError(f"{where} {_MORE}")
-        if not isinstance(operation, CONVOLUTIONS + TRANSPOSED):
-            continue
-        [given] = met[0]
-        if len(given) != len(operation.kernel_size) + 2:
-            raise ValueError(
-                f"{where} runs on a tensor of shape {given}, which isn't a batch of images; give it "
-                f"[samples, channels, …] with {len(operation.kernel_size)} more axes"
-            )
-        shapes[name] = given[1:]
-    return shapes
-
-
-def _shapes_met(network: Network, names: list[str], shape: tuple[int, ...]) -> dict[str, list[list[tuple[int, ...]]]]:
-    """The shapes of what these modules are called with, call by call, for one sample of zeros, or else of whole zeros.
-
-    It runs in a copy on the network's own device: a forward may hold or look at values there.
-    """
-    one = upcast_network(network).each[0]
-    module = replace(one, buffers={name: buffer.clone() for name, buffer in one.buffers.items()}).shared_copy()
-    met: dict[str, list[list[tuple[int, ...]]]] = {}
-
-    def look(name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
-        met[name].append([tuple(getattr(value, "shape", ())) for value in (*args, *kwargs.values())])
-
-    for name in names:
-        module.get_submodule(name).register_forward_pre_hook(functools.partial(look, name), with_kwargs=True)
-    tensors = [*one.params.values(), *one.buffers.values()]
-    like = next((tensor for tensor in tensors if tensor.is_floating_point()), tensors[0])
-    zeros, failed = like.new_zeros(1, *shape), None
-    for inputs in (zeros, zeros.long()):
-        met |= {name: [] for name in names}
-        try:
-            with torch.no_grad(), torch.random.fork_rng([like.device] if like.is_cuda else []):
-                module(inputs)
-            return met
-        except Exception as error:  # whatever the module's own forward raises
-            failed = failed or error
-    raise ValueError(f"input_shape {shape} does not fit the network: {failed}") from failed

@@ -16,6 +16,7 @@ from genlib.norms.layers import (
     require_nonzero,
     spectral_norms,
     stable_ranks,
+    unknown_parts,
 )
 from genlib.norms.operators import OperatorNorm
 from genlib.norms.paths import log_path_norm, path_norm
@@ -27,8 +28,10 @@ from genlib.norms.products import (
     log_spectral_complexity_of,
     spectral_complexity,
 )
+from genlib.norms.summaries import LayerNorms, layer_norms
 
 __all__ = [
+    "LayerNorms",
     "LayerShape",
     "OperatorNorm",
     "conv_norm",
@@ -36,6 +39,7 @@ __all__ = [
     "frobenius_norms",
     "group_norms",
     "layer_names",
+    "layer_norms",
     "layer_shapes",
     "log_frobenius_complexity",
     "log_frobenius_complexity_of",
@@ -50,4 +54,5 @@ __all__ = [
     "spectral_complexity",
     "spectral_norms",
     "stable_ranks",
+    "unknown_parts",
 ]

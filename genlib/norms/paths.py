@@ -306,6 +306,10 @@ def log_path_norm(
         raise ValueError(f"network: {network.untraced}, and a path norm needs its graph")
     if registered := [layer.name for layer in layers if type(layer.operation) in REGISTERED]:
         raise ValueError(f"network: {', '.join(registered)} is of a registered type, which path norms don't know")
+    if several := [layer.name for layer in layers if layer.block is not None]:
+        raise ValueError(
+            f"network: {several[0]} has no known paths; measure curvature, sharpness or sensitivity instead"
+        )
     weights = folded_weights(network, layers)
     ones = weights[0].value.new_ones(1, *checked_shape(input_shape))
 

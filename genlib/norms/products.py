@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from genlib.network import Network
+from genlib.network.parts import Patterns
 from genlib.norms.layers import LayerShape, distances, layer_shapes, require_nonzero, spectral_norms
 
 __all__ = [
@@ -25,11 +26,18 @@ def log_product(norms: Float[Tensor, "*models layers"]) -> Float[Tensor, "*model
 
 
 def log_spectral_complexity(
-    network: nn.Module | Network, initial: nn.Module | Network, *, input_shape: tuple[int, ...], rtol: float = 1e-4
+    network: nn.Module | Network,
+    initial: nn.Module | Network,
+    *,
+    input_shape: tuple[int, ...],
+    rtol: float = 1e-4,
+    include: Patterns = None,
+    exclude: Patterns = None,
 ) -> Float[Tensor, "*models"]:
     """The logarithm of `spectral_complexity`, in float64: of a deep network the value itself may overflow."""
-    spectral = require_nonzero(spectral_norms(network, input_shape=input_shape, rtol=rtol))
-    return log_spectral_complexity_of(spectral, distances(network, initial, norm=(2, 1)))
+    parts = {"include": include, "exclude": exclude}
+    spectral = require_nonzero(spectral_norms(network, input_shape=input_shape, rtol=rtol, **parts))
+    return log_spectral_complexity_of(spectral, distances(network, initial, norm=(2, 1), **parts))
 
 
 def log_spectral_complexity_of(
@@ -41,7 +49,13 @@ def log_spectral_complexity_of(
 
 
 def spectral_complexity(
-    network: nn.Module | Network, initial: nn.Module | Network, *, input_shape: tuple[int, ...], rtol: float = 1e-4
+    network: nn.Module | Network,
+    initial: nn.Module | Network,
+    *,
+    input_shape: tuple[int, ...],
+    rtol: float = 1e-4,
+    include: Patterns = None,
+    exclude: Patterns = None,
 ) -> Float[Tensor, "*models"]:
     """R = Π_i ‖W_i‖₂ (Σ_i (‖W_i - W_i⁰‖_{2,1} / ‖W_i‖₂)^{2/3})^{3/2}, for 1-Lipschitz activations, in float64.
 
@@ -49,11 +63,18 @@ def spectral_complexity(
     that of its matrix [outputs, inputs x taps]. Infinite beyond 1e308: see `log_spectral_complexity`.
     Cost and errors as `spectral_norms` and `distances`; a layer of zeros: ValueError.
     """
-    return log_spectral_complexity(network, initial, input_shape=input_shape, rtol=rtol).exp()
+    parts = {"include": include, "exclude": exclude}
+    return log_spectral_complexity(network, initial, input_shape=input_shape, rtol=rtol, **parts).exp()
 
 
 def log_frobenius_complexity(
-    network: nn.Module | Network, initial: nn.Module | Network, *, input_shape: tuple[int, ...], rtol: float = 1e-4
+    network: nn.Module | Network,
+    initial: nn.Module | Network,
+    *,
+    input_shape: tuple[int, ...],
+    rtol: float = 1e-4,
+    include: Patterns = None,
+    exclude: Patterns = None,
 ) -> Float[Tensor, "*models"]:
     """log d √h Π_i ‖W_i‖₂ (Σ_i ‖W_i - W_i⁰‖_F² / ‖W_i‖₂²)^{1/2} over d layers, h the widest, in float64.
 
@@ -62,8 +83,9 @@ def log_frobenius_complexity(
     inputs or outputs of a layer, of a convolution its channels: noise of deviation σ on W_i has E‖U_i‖₂ ≤ 2σ√h.
     Errors as `spectral_complexity`.
     """
-    spectral = require_nonzero(spectral_norms(network, input_shape=input_shape, rtol=rtol))
-    return log_frobenius_complexity_of(spectral, distances(network, initial), layer_shapes(network))
+    parts = {"include": include, "exclude": exclude}
+    spectral = require_nonzero(spectral_norms(network, input_shape=input_shape, rtol=rtol, **parts))
+    return log_frobenius_complexity_of(spectral, distances(network, initial, **parts), layer_shapes(network, **parts))
 
 
 def log_frobenius_complexity_of(

@@ -99,3 +99,35 @@ def test_known_eigenpairs_leave_the_rest_of_the_norm_to_chance(stacked):
     every = top_eigenvalues(network, *case[1:], sum(p.numel() for p in case[0].parameters()))
     whole = frobenius_norm(network, *case[1:], vectors=6, known=every)
     torch.testing.assert_close(whole.value, expected.expand_as(whole.value))
+
+
+def test_the_traces_of_gates_and_their_errors():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.GRU(2, 3, batch_first=True), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][:, -1])
+
+    case = made(Recurrent, (3, 2), samples=10)
+    found = trace(*case, vectors=250)  # a third of which span all parameters
+    names = [f"rnn.weight_{of}_l0.{gate}" for of in ("ih", "hh") for gate in "rzn"]
+    assert [*found.by_layer] == [*found.errors_by_layer] == [*names, "head"]
+    diagonal = dict(zip((n for n, _ in case[0].named_parameters()), _diagonals(*case), strict=True))
+    for i, name in enumerate(names):
+        of, rows = name[11:13], slice(3 * (i % 3), 3 * (i % 3) + 3)
+        expected = diagonal[f"rnn.weight_{of}_l0"][rows].sum() + diagonal[f"rnn.bias_{of}_l0"][rows].sum()
+        torch.testing.assert_close(found.by_layer[name], expected)
+    few = [trace(*case, vectors=9, generator=torch.Generator().manual_seed(seed)) for seed in range(100)]
+    for name in (names[0], "head"):
+        values, errors = (torch.stack([getattr(r, of)[name] for r in few]) for of in ("by_layer", "errors_by_layer"))
+        torch.testing.assert_close(errors.square().mean().sqrt(), values.std(), rtol=0.3, atol=0)
+
+
+def _diagonals(module, inputs, labels):
+    diagonal = full(module, inputs, labels).diagonal()
+    return [
+        part.view_as(p)
+        for part, p in zip(diagonal.split([p.numel() for p in module.parameters()]), module.parameters(), strict=True)
+    ]

@@ -98,3 +98,15 @@ def test_bad_data_are_refused():
     module, inputs, labels = PIECEWISE_LINEAR["max pool"]()
     with pytest.raises(ValueError, match="BatchNorm in training mode"):
         trace(module.train(), inputs, labels)
+
+
+def test_the_shares_of_the_layers_carry_errors():
+    case = PIECEWISE_LINEAR["max pool"]()
+    exact = trace(*case)
+    assert exact.errors_by_layer.keys() == exact.by_layer.keys()
+    assert not any(exact.errors_by_layer.values()) and not exact.standard_error
+    runs = [trace(*case, cotangents=2, generator=torch.Generator().manual_seed(seed)) for seed in range(100)]
+    for layer, value in exact.by_layer.items():
+        shares, errors = (torch.stack([getattr(r, of)[layer] for r in runs]) for of in ("by_layer", "errors_by_layer"))
+        torch.testing.assert_close(errors.square().mean().sqrt(), shares.std(), rtol=0.3, atol=0)
+        assert (shares.mean() - value).abs() < 4 * shares.std() / 10

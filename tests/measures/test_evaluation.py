@@ -10,6 +10,7 @@ import pytest
 import torch
 from measures_cases import FREE, LOOKED_UP, dense
 from torch import nn
+from torch.nn.utils import prune
 
 from genlib.data import Dataset
 from genlib.measures import CATALOGUE, catalogue, evaluate
@@ -128,14 +129,68 @@ class Scale(nn.Module):
         return x * self.factor
 
 
-def test_an_unknown_layer_leaves_what_needs_no_layers(measured):
-    network, _, inputs, labels, _ = measured
-    odd = nn.Sequential(*copy.deepcopy(network), Scale().double())
-    table = evaluate(odd, (inputs, labels))
-    layered = [n for n, m in CATALOGUE.items() if "layers" in m.needs and "initial" not in m.needs]
-    assert table.loc[layered, "reason"].str.contains("is of type Scale.*register_norm").all()
-    kept = ["parameters", "l2", "inverse_margin", "cross_entropy", "flatness", "hessian_trace"]
-    assert table.loc[kept, "value"].notna().all()
+def test_an_unknown_layer_is_left_out_and_named(measured):
+    network, initial, inputs, labels, table = measured
+    odd, start = (nn.Sequential(*copy.deepcopy(one), Scale().double()) for one in (network, initial))
+    found = evaluate(odd, (inputs, labels), initial=start, first_epoch=start)
+    layered = [name for name, measure in CATALOGUE.items() if "layers" in measure.needs]
+    of_paths = [name for name in layered if "path" in name]
+    over_the_rest = [name for name in layered if name not in of_paths]
+    said = "over part of the network, without 5 (Scale), which no norm of layers knows: 3.66 % of its parameters"
+    assert sum(p.numel() for p in odd.parameters()) == 82
+    assert (found.loc[over_the_rest, "reason"] == said).all()
+    same = [name for name in over_the_rest if name != "vc_dimension"]  # which counts all parameters
+    np.testing.assert_allclose(found.loc[same, "value"], table.loc[same, "value"], rtol=1e-9)
+    assert found.loc[of_paths, "value"].isna().all()
+    assert found.loc[of_paths, "reason"].str.contains("is of type Scale.*register_norm").all()
+    others = [name for name in CATALOGUE if name not in layered and table.loc[name, "reason"] == ""]
+    assert (found.loc[others, "reason"] == "").all()
+
+
+class Plain(nn.Module):
+    def __init__(self, count):
+        super().__init__()
+        self.token, self.gains = nn.Parameter(torch.ones(3)), nn.ModuleList([Scale() for _ in range(count)])
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = x + self.token
+        for gain in self.gains:
+            x = gain(x)
+        return self.head(x)
+
+
+def test_a_few_of_many_parts_are_named_and_values_at_the_edges_keep_their_reason():
+    torch.manual_seed(0)
+    data = torch.randn(20, 3), torch.randint(2, (20,))
+    reasons = [evaluate(Plain(n), data, names="product_frobenius")["reason"].item() for n in range(4)]
+    assert reasons[0].startswith("over part of the network, without token (Parameter), which")
+    assert "without token (Parameter) and gains.0 (Scale), which no norm" in reasons[1]
+    assert "without token (Parameter), gains.0 (Scale) and gains.1 (Scale), which no norm" in reasons[2]
+    assert "gains.0 (Scale), gains.1 (Scale) and 1 more, which no norm of layers knows: 60 % of its" in reasons[3]
+    zero = Plain(1)
+    nn.init.zeros_(zero.head.weight)
+    row = evaluate(zero, data, names="product_frobenius").iloc[0]
+    assert math.isnan(row.value) and row.reason.startswith("the value is ln 0")
+
+
+def test_what_no_part_of_is_known_or_is_tied_stays_refused_by_name():
+    torch.manual_seed(0)
+    data = torch.randn(20, 3), torch.randint(3, (20,))
+    tied = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 3))
+    tied[2].weight = tied[0].weight
+    twice = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    networks = {
+        r"no layer with weights that is listed, but 0 \(Scale\)": nn.Sequential(Scale()),
+        r"0\.weight and 2\.weight are one tied weight": tied,
+        r"0 runs more than once": nn.Sequential(*twice, *twice),
+        r"the weight of 0 is computed from other tensors": nn.Sequential(
+            prune.identity(nn.Linear(3, 3), "weight"), nn.LayerNorm(3)
+        ),
+    }
+    for said, network in networks.items():
+        table = evaluate(network, data, names=["product_frobenius", "product_spectral", "parameters"])
+        assert table["reason"].iloc[:2].str.contains(f"^network: .*{said}").all() and not table["reason"].iloc[2]
 
 
 def test_refusals(measured):
@@ -232,3 +287,24 @@ def test_labels_of_fewer_bits_are_those_of_many(dtype):
         network = nn.Linear(5, outputs)
         tables = [evaluate(network, (inputs, one), names=names) for one in (labels, labels.to(dtype))]
         pd.testing.assert_frame_equal(*tables)
+
+
+def test_the_matrices_of_words_have_norms_and_their_indices_none():
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.rnn, self.head = nn.Embedding(9, 3), nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, tokens):
+            return self.head(self.rnn(self.words(tokens))[0][:, -1])
+
+    network, tokens = Bag().double(), torch.randint(9, (20, 5), generator=torch.Generator().manual_seed(0))
+    names = ["product_spectral", "vc_dimension", "spectral_origin", "spectral_complexity"]
+    table = evaluate(network, (tokens, network(tokens).argmax(1)), initial=Bag().double(), names=names)
+    matrices = [network.words.weight.T, *network.rnn.weight_ih_l0.chunk(3), *network.rnn.weight_hh_l0.chunk(3)]
+    tops = [torch.linalg.matrix_norm(m.detach(), 2).log() for m in [*matrices, network.head.weight]]
+    assert table.loc["product_spectral", "value"] == pytest.approx(2 * sum(tops).item(), rel=1e-9)
+    parameters = sum(p.numel() for p in network.parameters())
+    assert table.loc["vc_dimension", "value"] == pytest.approx(8 * parameters * math.log(parameters))
+    assert table.loc[names[2:], "reason"].str.startswith("inputs are indices of an embedding").all()

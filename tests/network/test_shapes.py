@@ -10,7 +10,7 @@ from torch import nn
 
 from genlib import norms
 from genlib.network import Network
-from genlib.network.weights import layer_input_shapes
+from genlib.network.shapes import layer_input_shapes
 
 
 class Idiom(nn.Module):
