@@ -7,11 +7,9 @@ from typing import TypeVar
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from genlib import curvature, norms
-from genlib.data import Dataset
-from genlib.measures.evaluation import _tensors
+from genlib.measures.samples import Samples, network_and_samples
 from genlib.network import Network
 from genlib.network.blocks import by_layer
 from genlib.network.derivatives import require_derivatives
@@ -29,7 +27,7 @@ _SHAPE = ["outputs", "inputs", "taps"]
 @full_precision()
 def layers(
     network: nn.Module | Network,
-    data: Dataset | tuple[Tensor, Tensor] | DataLoader | None = None,
+    data: Samples | None = None,
     *,
     initial: nn.Module | Network | None = None,
     input_shape: tuple[int, ...] | None = None,
@@ -59,7 +57,7 @@ def layers(
         return _of_each(network, data, initial, {**options, "singular_values": singular_values, "loss": loss})
     objective = None
     if data is not None:
-        objective = _objective(network, *_tensors(data), loss)
+        objective = _objective(*network_and_samples(network, data), loss)
         network, input_shape = objective.network, input_shape or tuple(objective.inputs.shape[1:])
     unknown = norms.unknown_parts(network)
     found = norms.layer_norms(
@@ -103,7 +101,7 @@ def _of_each(network: Network, data: object, initial: nn.Module | Network | None
     starts = [None] * network.size if initial is None else Network.of(initial, "initial").each
     if len(starts) != network.size:
         raise ValueError(f"initial holds {len(starts)} networks, network {network.size}; give each network its own")
-    inputs, labels = (None, None) if data is None else _tensors(data)
+    _, inputs, labels = (None, None, None) if data is None else network_and_samples(network, data)
     of_each = labels is not None and labels.dim() == 2
     tables = {}
     for i, (one, start) in enumerate(zip(network.each, starts, strict=True)):
@@ -112,7 +110,9 @@ def _of_each(network: Network, data: object, initial: nn.Module | Network | None
     return pd.concat(tables, names=["network"])
 
 
-def _objective(network: Network, inputs: Tensor, labels: Tensor, loss: Loss) -> Objective:
+def _objective(network: Network, inputs: Tensor, labels: Tensor | None, loss: Loss) -> Objective:
+    if labels is None:
+        raise ValueError("data has no labels; give inputs and labels, or input_shape alone for the norms")
     if loss == "error":
         raise ValueError("loss is 'error', which has no gradient; choose cross_entropy or mse")
     objective = Objective.of(network, inputs, labels, loss)

@@ -7,17 +7,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
 
 from genlib import scale
 from genlib.estimates import Estimate
 from genlib.measures.catalogue import ROWS
 from genlib.measures.measure import CATALOGUE, Measure, register_measure
-from genlib.measures.samples import Samples, inputs_and_labels
+from genlib.measures.samples import Samples, network_and_samples
 from genlib.measures.searches import Shared
 from genlib.network import Network
-from genlib.network.arguments import arguments_of
 from genlib.network.errors import first_line, out_of_memory
 from genlib.network.precision import full_precision
 from genlib.train import Run
@@ -76,7 +74,7 @@ def evaluate(
             )
     if data is not None and input_shape is not None:
         raise ValueError("input_shape is given beside data, whose samples have their own; give one of them")
-    network, inputs, labels = (Network.of(network), None, None) if data is None else _measurable(network, data)
+    network, inputs, labels = (Network.of(network), None, None) if data is None else network_and_samples(network, data)
     if initial is None and run is not None:
         initial = run.initial if network.size is None else Network.stack([one.initial for one in run])
     others = {
@@ -158,21 +156,3 @@ def _named(name: str) -> Measure:
         hint = f"did you mean {' or '.join(near)}?" if near else "see measures.CATALOGUE"
         raise ValueError(f"names holds {name!r}, which is not in the catalogue; {hint}")
     return CATALOGUE[name]
-
-
-def _measurable(network: nn.Module | Network, data: Samples) -> tuple[Network, Tensor, Tensor | None]:
-    """The network, one tensor of inputs, and labels where it is, one number a sample where that is a matter of form."""
-    network, (inputs, labels) = Network.of(network), inputs_and_labels(data)
-    first = tree_leaves(inputs)[0]
-    device = next((w.device for w in network.params.values()), first.device)
-    if device.type != "meta":
-        inputs, labels = tree_map(lambda t: t if t is None else t.to(device), (inputs, labels))
-    of_each = labels is not None and labels.dim() == 2 and (network.size, labels.shape[1]) == first.shape[:2]
-    if labels is not None and labels.shape[1:] == (1,) and not of_each:
-        labels = labels.squeeze(1)
-    if labels is not None and not labels.is_floating_point() and labels.dtype != torch.bool:
-        labels = labels.long()
-    if isinstance(inputs, Tensor):
-        return network, inputs, labels
-    inputs, arguments = arguments_of(network.module, inputs, axes=1 + of_each)
-    return network.taking(arguments), inputs, labels

@@ -1,8 +1,7 @@
 """What the measures of one network ask of its weights and outputs, each computed when first asked for, and once."""
 
-import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -11,44 +10,21 @@ from torch import Tensor
 
 from genlib import margins, norms, sensitivity
 from genlib.estimates import Estimate
+from genlib.measures.once import once, quantity
 from genlib.network import Network, Params
 from genlib.network.blocks import EMBEDDINGS
-from genlib.network.derivatives import require_derivatives, twice_differentiable
 from genlib.network.door import Entangled
 from genlib.network.losses import logits_of_classes, sample_losses
-from genlib.network.objective import Objective, require_finite, seeded_generator, stand_ins, start_of, with_slope
+from genlib.network.objective import Objective, require_finite, seeded_generator, stand_ins, start_of
 from genlib.network.parts import above
 from genlib.network.precision import upcast_network
 from genlib.train import Run
 
-__all__ = ["Quantities", "once", "quantity", "total"]
+__all__ = ["Quantities", "total"]
 
 _NO_DATA = "data are missing; give evaluate the training samples, inputs and labels"
 _NO_LABELS = "labels are missing; give evaluate inputs and labels, as a pair or by their names in a dict"
 _POINTS, _SAMPLES = 256, 64  # on an ellipse, and how many samples there are for each
-
-
-def once(method: Callable) -> Callable:
-    """Compute at the first call with these arguments; a refusal is kept too, for what led to it may have cost much."""
-
-    @functools.wraps(method)
-    def kept(self, *args):
-        key = (method.__name__, *args)
-        if key not in self._found:
-            try:
-                self._found[key] = method(self, *args)
-            except ValueError as error:
-                self._found[key] = error
-        if isinstance(self._found[key], ValueError):
-            raise self._found[key]
-        return self._found[key]
-
-    return kept
-
-
-def quantity(method: Callable) -> property:
-    """A quantity that is computed once."""
-    return property(once(method))
 
 
 def _there(value):
@@ -307,30 +283,6 @@ class Quantities:
     def negative_entropy(self) -> Float[Tensor, ""]:
         log_p = logits_of_classes(self.logits).log_softmax(-1)
         return (log_p.exp() * log_p).sum(-1).mean()
-
-    # How its losses change when all weights grow by one factor
-
-    @quantity
-    def fisher_rao(self) -> Float[Tensor, ""]:
-        """(1/m) Σ_j ⟨w, ∇_w ℓ_j⟩², the square of the Fisher–Rao norm (Liang et al. 2019).
-
-        Σ_j c_j ℓ_j is differentiated in w, and its product with w in c: no sample's own gradient is formed. Cost: a
-        forward pass, a backward one, and one back through that. Memory: the graph of both for a chunk.
-        """
-        require_derivatives(self.objective, twice=True)
-        leaves = {name: w.detach().requires_grad_() for name, w in self.weights.items()}
-        square = self.number(0)
-        for inputs, labels in self.objective.batches:
-            with torch.enable_grad(), twice_differentiable():
-                losses = self.objective.losses(self.network.apply(leaves, inputs), labels)
-                c = torch.ones_like(losses, requires_grad=True)
-                loss = with_slope((c * losses).sum())
-                gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, materialize_grads=True)
-                along = sum((w.detach() * g).sum() for w, g in zip(leaves.values(), gradient, strict=True))
-            (of_each,) = torch.autograd.grad(along, c)
-            square = square + of_each.double().square().sum() / self.samples
-        self.passes += 5
-        return require_finite(square, "Fisher-Rao norm")
 
     # How it hangs on the inputs
 

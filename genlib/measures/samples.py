@@ -6,14 +6,16 @@ from numbers import Number
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import data as torch_data
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from genlib.data import Dataset
+from genlib.network import Network
+from genlib.network.arguments import arguments_of
 from genlib.network.errors import first_line, out_of_memory
 
-__all__ = ["Inputs", "Samples", "inputs_and_labels"]
+__all__ = ["Inputs", "Samples", "inputs_and_labels", "network_and_samples"]
 
 Inputs = Tensor | tuple | dict
 Samples = Dataset | torch_data.Dataset | Tensor | Mapping | Iterable
@@ -24,6 +26,24 @@ _FORMS = (
     "names in a dict that has labels, too; or a loader, a list or a dataset of such pairs or dicts"
 )
 _AT_ONCE = 256  # samples of a dataset that are put together at a time
+
+
+def network_and_samples(network: nn.Module | Network, data: Samples) -> tuple[Network, Tensor, Tensor | None]:
+    """The network, one tensor of inputs, and labels where it is, one number a sample where that is a matter of form."""
+    network, (inputs, labels) = Network.of(network), inputs_and_labels(data)
+    first = tree_leaves(inputs)[0]
+    device = next((w.device for w in network.params.values()), first.device)
+    if device.type != "meta":
+        inputs, labels = tree_map(lambda t: t if t is None else t.to(device), (inputs, labels))
+    of_each = labels is not None and labels.dim() == 2 and (network.size, labels.shape[1]) == first.shape[:2]
+    if labels is not None and labels.shape[1:] == (1,) and not of_each:
+        labels = labels.squeeze(1)
+    if labels is not None and not labels.is_floating_point() and labels.dtype != torch.bool:
+        labels = labels.long()
+    if isinstance(inputs, Tensor):
+        return network, inputs, labels
+    inputs, arguments = arguments_of(network.module, inputs, axes=1 + of_each)
+    return network.taking(arguments), inputs, labels
 
 
 def inputs_and_labels(data: Samples) -> tuple[Inputs, Tensor | None]:

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from genlib import curvature, pac_bayes, sharpness
 from genlib.estimates import Eigenpairs, Estimate, Maximum
-from genlib.measures.quantities import Quantities, once, quantity
+from genlib.measures.once import once, quantity
+from genlib.measures.quantities import Quantities
 from genlib.network import Network, dense_steps
+from genlib.network.derivatives import require_derivatives, twice_differentiable
 from genlib.network.door import Entangled
 from genlib.network.losses import zero_one_loss
-from genlib.network.objective import measurable, stand_ins, start_of
+from genlib.network.objective import measurable, require_finite, stand_ins, start_of, with_slope
 from genlib.sharpness import deviations
 from genlib.sharpness.noise import Noise
 from genlib.train import Run
@@ -157,6 +159,28 @@ class Shared(Quantities):
         found = curvature.gradient_variance(self._first_epoch, *self._data[1:]).double()
         self.passes += 3
         return found
+
+    @quantity
+    def fisher_rao(self) -> Float[Tensor, ""]:
+        """(1/m) Σ_j ⟨w, ∇_w ℓ_j⟩², the square of the Fisher–Rao norm (Liang et al. 2019).
+
+        Σ_j c_j ℓ_j is differentiated in w, and its product with w in c: no sample's own gradient is formed. Cost: a
+        forward pass, a backward one, and one back through that. Memory: the graph of both for a chunk.
+        """
+        require_derivatives(self.objective, twice=True)
+        leaves = {name: w.detach().requires_grad_() for name, w in self.weights.items()}
+        square = self.number(0)
+        for inputs, labels in self.objective.batches:
+            with torch.enable_grad(), twice_differentiable():
+                losses = self.objective.losses(self.network.apply(leaves, inputs), labels)
+                c = torch.ones_like(losses, requires_grad=True)
+                loss = with_slope((c * losses).sum())
+                gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, materialize_grads=True)
+                along = sum((w.detach() * g).sum() for w, g in zip(leaves.values(), gradient, strict=True))
+            (of_each,) = torch.autograd.grad(along, c)
+            square = square + of_each.double().square().sum() / self.samples
+        self.passes += 5
+        return require_finite(square, "Fisher-Rao norm")
 
     @together
     def keskar(self) -> Maximum:

@@ -42,7 +42,7 @@ class LayerNorms:
     spectral: Float[Tensor, "*models layers"]
     group: Float[Tensor, "*models layers"]
     distances: Float[Tensor, "*models layers"] | None
-    singular_values: list[Float[Tensor, "*models k"] | None]
+    singular_values: list[Float[Tensor, "*models _"] | None]
 
 
 @full_precision()
