@@ -35,6 +35,7 @@ def transitions(
     network.require_eval()
     require_pieces(network)
     network, points = measurable_inputs(network, path.flatten(0, dim), chunk_size, "path")
+    network.require_known()  # the look at the inputs may have found its graph wrong
     if not torch.stack(points.aminmax()).isfinite().all():  # ten times as fast as a look at each
         raise ValueError("path is not finite; drop those points")
     chunk_size = chunk_size or at_once(network, points)
