@@ -179,8 +179,8 @@ class PathSum(fx.Interpreter):
     def _unknown(self, kind: str) -> ValueError:
         return ValueError(
             f"network: the operation {self.node.name} ({kind}) has no known paths, which dense layers, convolutions, "
-            "BatchNorm, pooling, sums of two values, multiples and activations with φ(0) = 0 and slopes of at most 1 "
-            "have; leave it out, or take a product of layers' norms instead"
+            "BatchNorm, pooling, sums, multiples and copies of values and activations with φ(0) = 0 and slopes of at "
+            "most 1 have; leave it out, or take a product of layers' norms instead"
         )
 
     def _sum(self, args, kwargs) -> Tensor:
@@ -311,11 +311,13 @@ def path_norm(
 ) -> Float[Tensor, "*models"]:
     """Σ_paths Π |w|^p over all paths from an input or a bias to an output, no root, in float64 (Neyshabur et al. 2015).
 
-    One forward pass of an input of ones with |w|^p for w. BatchNorm is folded, biases are inputs of one, a skip counts
-    1, a number c times it |c|^p, an average over k values 1/k^p, a max-pool the sum of its window (an upper bound:
-    Gonon et al. 2024), activations 1: those with φ(0) = 0 and slopes of at most 1, others are refused.
+    One forward pass of an input of ones with |w|^p for w. BatchNorm is folded, biases are inputs of one, and so are
+    constants that are added; a skip counts 1, a constant c times it |c|^p, a matrix or kernel of constants as weights;
+    an average over k values 1/k^p, interpolation each of its coefficients to the power p. What copies values, as unfold
+    or a step that pads by pixels, counts each copy. A max-pool or the larger of two values counts as their sum (an
+    upper bound: Gonon et al. 2024), activations 1: those with φ(0) = 0 and slopes of at most 1, others are refused.
     Cost: one forward pass of one sample and two passes over the weights. Infinite beyond 1e308: see `log_path_norm`.
-    Errors as `frobenius_norms`; an operation whose paths aren't known or meet (padding that reflects or repeats
-    pixels), an untraceable network: ValueError, which names it.
+    Errors as `frobenius_norms`; an operation whose paths aren't known, or of whose taps two meet one pixel (a
+    convolution that reflects or repeats pixels itself), an untraceable network: ValueError, which names it.
     """
     return log_path_norm(network, input_shape=input_shape, p=p).exp()
