@@ -76,6 +76,7 @@ LINEAR = {
     "view(x.shape[0])": lambda x: x.view(x.shape[0], -1),
     "reshape(len(x))": lambda x: x.reshape(len(x), -1),
     "shape unpacked": _counted,
+    "first sizes": lambda x: x.reshape(*x.shape[:2], -1),
     "shape multiplied": lambda x: x.reshape(-1, math.prod((4, 4)) * x.size(-1)),
     "view_as": lambda x: x.flatten(1).view_as(x),
     "torch.reshape": lambda x: torch.reshape(x, (-1, 16, 3)),
@@ -87,6 +88,8 @@ LINEAR = {
     "mT": lambda x: x.mT.flatten(1),
     "squeeze": lambda x: torch.squeeze(torch.unsqueeze(x, 2), 2)[:, None],
     "chunk": _zipped,
+    "each chunk": lambda x: torch.cat([i * part for i, part in enumerate(x.chunk(2, 1))], 1),
+    "chunks backwards": lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
     "split": lambda x: torch.split(x, [1, 3], dim=1)[1],
     "tensor_split": lambda x: x.tensor_split(2, 1)[0],
     "unbind": lambda x: torch.unbind(x, 1)[2],
@@ -126,8 +129,12 @@ LINEAR = {
     # Sums and averages
     "sum": lambda x: torch.sum(x, (2, 3)),
     "sum of an axis": lambda x: x.sum(dim=1, keepdim=True),
+    "cumsum": lambda x: x.cumsum(1),
+    "sum of a stack": lambda x: torch.stack([x, x.flip(1)]).sum(0),
+    "mean of a stack": lambda x: torch.stack((x, x.flip(1)), dim=0).mean(dim=0),
     "mean": lambda x: torch.mean(x, dim=(2, 3)),
     "mean of means": lambda x: x.mean(-1).mean(-1),
+    "global average": lambda x: F.avg_pool2d(x, x.shape[2:]),
     "average pool": lambda x: F.avg_pool2d(x, 2, 1, padding=1),
     "adaptive average": lambda x: F.adaptive_avg_pool2d(x, (3, 2)),
     "nearest": lambda x: F.interpolate(x, scale_factor=2),
@@ -154,6 +161,7 @@ LINEAR = {
     "times nothing": lambda x: torch.cat([x * 0, x], 1),
     "mul_": lambda x: x.mul_(0.5).div_(3).neg_(),
     "*=": lambda x: _times(x),
+    "a statement": lambda x: _halved(x),
     "times a buffer": Sized(),
     "times a constant": lambda x: x * torch.tensor([0.0, -2.0, 1e-3]).to(x) / torch.tensor(3.0).to(x),
     "times a mask": lambda x: x * _MASK,
@@ -175,10 +183,16 @@ def _less(x):
     return x
 
 
+def _halved(x):
+    x.mul_(0.5)
+    return x
+
+
 CONSTANT = {
     "plus": lambda x: x + 1,
     "minus half": lambda x: x - 0.5,
     "less": lambda x: 2 - x,
+    "rsub": lambda x: torch.rsub(x, 1),
     "add_": lambda x: x.add_(0.3),
     "-=": lambda x: _less(x),
     "add": lambda x: torch.add(x, 2),
@@ -189,7 +203,6 @@ CONSTANT = {
 MEETING = {  # two paths from one number to another, or none that are known
     "x + x": lambda x: x + x,
     "less its mean": lambda x: x - x.mean((2, 3), keepdim=True),
-    "cumsum": lambda x: x.cumsum(1),
     "diff": lambda x: torch.diff(x, dim=2),
     "masked by constants": lambda x: x.masked_fill(_MASK, 0.0),
     "where of constants": lambda x: torch.where(_MASK, x, 2 * x),
@@ -211,6 +224,14 @@ def _places(x, axes):
 def _unpacked(x):
     values, _ = x.max(-1)
     return values
+
+
+def _bent_in_place(x):
+    x.add_(1)
+    F.relu_(x)
+    x *= 2
+    x.clamp_(max=3)
+    return x
 
 
 # With each what changes with the piece, unit by unit; a unit may count more than once.
@@ -235,6 +256,8 @@ BENT = {
     "max of two": (lambda x: torch.max(x, -0.5 * x), _code(lambda x: x > -0.5 * x)),
     "min of two": (lambda x: x.min(x.roll(1, 2)), _code(lambda x: x > x.roll(1, 2))),
     "max": (lambda x: x.max(-1)[0], _code(lambda x: x.argmax(-1))),
+    "maxout": (lambda x: torch.stack([x, -x]).max(0)[0], _code(lambda x: x < 0)),
+    "statements": (lambda x: _bent_in_place(x), _code(lambda x: x > -1, lambda x: x > 0.5)),
     "max unpacked": (_unpacked, _code(lambda x: x.argmax(-1))),
     "torch.min": (lambda x: torch.min(x, dim=2, keepdim=True).values, _code(lambda x: x.argmin(2))),
     "amax": (lambda x: x.amax((2, 3)), _code(lambda x: _places(x, 2))),

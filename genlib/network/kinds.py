@@ -61,16 +61,20 @@ _JOINS = {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack,
 _JOINS |= {torch.column_stack}
 # Each number that they return is the sum of some of those that they are given, or zero.
 COPIES = {
-    *(*VIEWS, *_JOINS, *named("clone", "sum", "roll", "flip", "fliplr", "flipud", "rot90", "index_select", "gather")),
+    *(
+        *VIEWS,
+        *_JOINS,
+        *named("clone", "sum", "roll", "flip", "fliplr", "flipud", "rot90", "index_select", "gather", "cumsum"),
+    ),
     *(*named("tile", "repeat_interleave", "tril", "triu"), "repeat", F.unfold, F.fold, nn.Unfold, nn.Fold),
     *(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
     *_sized("ZeroPad", "ReflectionPad", "ReplicationPad", "CircularPad"),
 }
 _MAPS = {
-    *(*COPIES, *named("neg", "negative", "mean", "cumsum", "diff", "masked_fill"), operator.neg),
+    *(*COPIES, *named("neg", "negative", "mean", "diff", "masked_fill"), operator.neg),
     *(F.pad, F.interpolate, F.grid_sample, F.batch_norm, *_sized("avg_pool", "adaptive_avg_pool")),
 }
-_SUMS = {operator.add, operator.sub, *named("add", "sub", "subtract", "where"), *_JOINS}
+_SUMS = {operator.add, operator.sub, *named("add", "sub", "subtract", "rsub", "where"), *_JOINS}
 _LIKE = {"view_as", "reshape_as", "expand_as", "type_as", "to"}  # of the second argument they take the shape or type
 _SUMS |= _LIKE
 PRODUCTS = {
@@ -120,7 +124,7 @@ MODULES: dict[type[nn.Module], str] = {
 }
 
 _ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
-_DESCRIPTIONS = {"size", "dim", "ndimension", "new_zeros", "new_ones", "new_full", len}
+_DESCRIPTIONS = {"size", "dim", "ndimension", "new_zeros", "new_ones", "new_full", "new_tensor", "nelement", len}
 _DESCRIPTIONS |= named("numel", "zeros_like", "ones_like", "full_like")
 _RANDOM = named("rand_like", "randn_like", "randint_like", "bernoulli", "multinomial", "normal", "poisson")
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from genlib.network.kinds import COMPARISONS, MODULES, TABLE, VIEWS, asks, kinds_of, views, writes
+from genlib.network.kinds import COMPARISONS, MODULES, TABLE, VIEWS, asks, kinds_of, named, views, writes
 
 __all__ = ["ELEMENTWISE", "Layer", "Rerun", "altered", "dense_steps", "layers_of", "traced"]
 
@@ -35,8 +35,25 @@ class Layer:
     kind: str
 
 
+def _parts(node: fx.Node) -> int | None:
+    """Of how many parts a value is made, if that is written there: of chunks, or of the first sizes of a shape."""
+    part = node.args[1] if len(node.args) > 1 else None
+    if node.target in named("chunk", "tensor_split") and isinstance(part, int):
+        return part
+    if node.target in named("split") and isinstance(part, list | tuple):
+        return len(part)
+    of_a_shape = node.target is operator.getitem and isinstance(node.args[0], fx.Node) and asks(node.args[0])
+    first = of_a_shape and isinstance(part, slice) and not part.start and isinstance(part.stop, int) and part.stop > 0
+    return part.stop if first else None
+
+
 class _Proxy(fx.Proxy):
     """One that tells x += y from x + y, and takes assertions to hold: where one doesn't, the module itself fails."""
+
+    def __len__(self) -> int:
+        if (count := _parts(self.node)) is None:
+            raise TypeError("the length of a proxy is unknown")
+        return count
 
 
 def _passing(frame: FrameType) -> bool | None:
@@ -93,6 +110,10 @@ class _Tracer(fx.Tracer):
             node.meta["length"] = True
             return _Length(node, self)
         return _Proxy(node, self)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
+        count = _parts(obj.node)
+        return super().iter(obj) if count is None else (obj[i] for i in range(count))
 
     def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args=None) -> tuple[Callable, list]:
         # A forward's other arguments keep their defaults, as in a call: a proxy for mask=None would not be None.
@@ -174,9 +195,10 @@ def _written(node: fx.Node) -> bool:
 
 
 def _overwrites(graph: fx.Graph, module: nn.Module) -> bool:
-    """Whether something is worked on in place and used again later: the graph would show it as it was before.
+    """Whether x += y changes what is used again under another name: the graph would show that as it was before.
 
-    x.add_(y) becomes x.add(y), which is the same where nothing that shares the memory of x is used again, either.
+    What uses x itself later uses what was made of it, and x.add_(y) becomes x.add(y), which is the same where nothing
+    else that shares the memory of x is used again.
     """
     place = {node: i for i, node in enumerate(graph.nodes)}
     modules = dict(module.named_modules())
@@ -191,10 +213,11 @@ def _overwrites(graph: fx.Graph, module: nn.Module) -> bool:
         written = getattr(layer, "inplace", False) if layer else node.op.startswith("call") and _written(node)
         x = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         if written and x is not None:
+            x.replace_all_uses_with(node, lambda user, node=node: place[user] > place[node])
             shared = used_later(sharing[owner[x]], node) or isinstance(owner[x], str)
-            if used_later([x], node) or (shared and node.target in _IN_PLACE):
+            if shared and node.target in _IN_PLACE:
                 return True
-            if not shared and node.op != "call_module":
+            if not shared and layer is None:
                 node.target = _out_of_place(node.target)
         fresh = x is None or not (written or views(node, layer))
         owner[node] = node.target if node.op == "get_attr" else node if fresh else owner[x]

@@ -51,8 +51,8 @@ _SETTINGS = {
     ),
 }
 _MEANS, _LARGEST, _EXTREMES = named("mean"), named("amax", "amin"), named("max", "min")
-_REDUCTIONS = named("sum") | _MEANS | _LARGEST | _EXTREMES
-_PAIRS = {operator.add, operator.sub, *named("add", "sub", "subtract", "maximum", "minimum")}
+_REDUCTIONS = named("sum", "cumsum") | _MEANS | _LARGEST | _EXTREMES
+_PAIRS = {operator.add, operator.sub, *named("add", "sub", "subtract", "rsub", "maximum", "minimum")}
 _SAME = {*CASTS, *named("clone"), "contiguous"}
 
 
@@ -145,7 +145,7 @@ class PathSum(fx.Interpreter):
             return self._multiple(target, args, kwargs, plainly)
         if target in _PAIRS or (target in _EXTREMES and rest and isinstance(rest[0], Tensor)):
             return self._sum(args, kwargs)
-        if target in _REDUCTIONS and _over_samples(x, *args[1:2], **kwargs):
+        if target in _REDUCTIONS and _over_samples(self.node, x, *args[1:2], **kwargs):
             raise NoPaths("a reduction over the samples")
         if target in _GENTLE and not any(isinstance(a, Tensor) for a in rest) and _GENTLE[target](*args[1:], **kwargs):
             return x
@@ -259,10 +259,12 @@ def _name(operation: Callable | str) -> str:
     return operation if isinstance(operation, str) else getattr(operation, "__name__", str(operation))
 
 
-def _over_samples(x: Tensor, dim: int | Sequence[int] | None = None, axis=None, **_) -> bool:
+def _over_samples(node: fx.Node, x: Tensor, dim: int | Sequence[int] | None = None, axis=None, **_) -> bool:
     dim = axis if dim is None else dim
     axes = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
-    return not axes or 0 in [axis % x.ndim for axis in axes]
+    before = node.all_input_nodes[0]
+    stacked = before.target is torch.stack and (*before.args[1:], *before.kwargs.values(), 0)[0] == 0
+    return not axes or int(stacked) in [axis % x.ndim for axis in axes]
 
 
 def _with_tops(tensors: dict[str, Tensor], p: float | int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:

@@ -149,15 +149,26 @@ def _of_two_names(x):
     return x.add_(1) + kept
 
 
-@pytest.mark.parametrize("function", [_a_view_stays, _another_name])
-def test_a_change_that_others_see_is_in_no_graph(function):
-    assert Network.of(Written(function)).graph is None
+def _relu_in_place(x):
+    kept = x
+    nn.functional.relu(x, inplace=True)
+    return x + kept
+
+
+def test_a_change_that_a_view_sees_is_in_no_graph():
+    assert Network.of(Written(_a_view_stays)).graph is None
 
 
 @pytest.mark.parametrize("function", [_a_part, _of_two_names])
 def test_a_method_whose_change_others_see_stays_unknown(function):
     layers = Network.of(Written(function)).layers
     assert [layer.kind for layer in layers if layer.operation in ("mul_", "add_")] == ["unknown"]
+
+
+@pytest.mark.parametrize("function", [_a_shape_stays, _another_name, _relu_in_place, _a_part, _of_two_names])
+def test_what_is_changed_in_place_is_changed_in_the_graph(function):
+    network, x = Written(function).double(), torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(Rerun(network, graph=Network.of(network).graph).run(x), network(x))
 
 
 def test_a_change_that_nobody_else_sees_is_a_new_value():

@@ -172,6 +172,7 @@ SUMS = {  # what isn't linear, and counts as the sum of what it chooses from, or
     "torch.min": lambda x: torch.min(x, 2).values,
     "adaptive maximum": lambda x: F.adaptive_max_pool2d(x, (3, 2)),
     "maximum": lambda x: torch.maximum(x, torch.roll(x, 1, 1)),
+    "maxout": lambda x: torch.stack([x, x.flip(1)]).max(0)[0],
     "max of two": lambda x: torch.max(x, x.roll(1, 2)).min(x.roll(1, 3)),
     "float": lambda x: x.float().double(),
     "to": lambda x: x.to(torch.float32).to(dtype=torch.float64).to("cpu"),
@@ -184,6 +185,7 @@ AS_SUMS = {
     "torch.min": lambda x: x.sum(2),
     "adaptive maximum": lambda x: 4 * F.adaptive_avg_pool2d(x, (3, 2)),
     "maximum": lambda x: x + torch.roll(x, 1, 1),
+    "maxout": lambda x: x + x.flip(1),
     "max of two": lambda x: x + x.roll(1, 2) + x.roll(1, 3),
 }
 
