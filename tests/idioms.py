@@ -228,9 +228,8 @@ def _unpacked(x):
 
 def _bent_in_place(x):
     x.add_(1)
-    F.relu_(x)
     x *= 2
-    x.clamp_(max=3)
+    F.relu_(x)
     return x
 
 
@@ -257,7 +256,7 @@ BENT = {
     "min of two": (lambda x: x.min(x.roll(1, 2)), _code(lambda x: x > x.roll(1, 2))),
     "max": (lambda x: x.max(-1)[0], _code(lambda x: x.argmax(-1))),
     "maxout": (lambda x: torch.stack([x, -x]).max(0)[0], _code(lambda x: x < 0)),
-    "statements": (lambda x: _bent_in_place(x), _code(lambda x: x > -1, lambda x: x > 0.5)),
+    "statements": (lambda x: _bent_in_place(x), _code(lambda x: x > -1)),
     "max unpacked": (_unpacked, _code(lambda x: x.argmax(-1))),
     "torch.min": (lambda x: torch.min(x, dim=2, keepdim=True).values, _code(lambda x: x.argmin(2))),
     "amax": (lambda x: x.amax((2, 3)), _code(lambda x: _places(x, 2))),

@@ -28,6 +28,7 @@ __all__ = [
     "VIEWS",
     "asks",
     "data_nodes",
+    "first",
     "kinds_of",
     "named",
     "views",
@@ -149,8 +150,8 @@ def _nodes(arguments, among: set[fx.Node]) -> list[fx.Node]:
 def _describes(node: fx.Node, given: list[fx.Node]) -> bool:
     """Whether a call returns no data: a comparison, or what hangs on no more than shapes and types."""
     if asks(node):
-        return given == [_first(node)]
-    return node.target in COMPARISONS or (node.target in _LIKE and _first(node) not in given)
+        return given == [first(node)]
+    return node.target in COMPARISONS or (node.target in _LIKE and first(node) not in given)
 
 
 def asks(node: fx.Node) -> bool:
@@ -158,7 +159,8 @@ def asks(node: fx.Node) -> bool:
     return node.target in _DESCRIPTIONS or (node.target is getattr and node.args[1] in _ATTRIBUTES)
 
 
-def _first(node: fx.Node):
+def first(node: fx.Node):
+    """The first argument of a call."""
     return node.args[0] if node.args else node.kwargs.get("input")
 
 
@@ -184,7 +186,7 @@ def _kind(node: fx.Node, modules: Mapping[str, nn.Module], data: set[fx.Node]) -
     if not given or (node not in data and node.target not in COMPARISONS):
         return "linear"  # it is constant
     kind, may_be_data, otherwise = TABLE.get(node.target, ("unknown", "all", "unknown"))
-    fits = {"all": True, "one": len(given) == 1, "the first": given == [_first(node)]}[may_be_data]
+    fits = {"all": True, "one": len(given) == 1, "the first": given == [first(node)]}[may_be_data]
     condition = _CONDITIONS.get(node.target)
     fits = fits and (condition is None or condition(node, modules, data))
     rounds = any(isinstance(a, torch.dtype) and not a.is_floating_point for a in tree_leaves(node.kwargs))

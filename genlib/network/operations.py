@@ -15,7 +15,19 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from genlib.network.kinds import COMPARISONS, MODULES, TABLE, VIEWS, asks, kinds_of, named, views, writes
+from genlib.network.kinds import (
+    COMPARISONS,
+    MODULES,
+    TABLE,
+    VIEWS,
+    asks,
+    data_nodes,
+    first,
+    kinds_of,
+    named,
+    views,
+    writes,
+)
 
 __all__ = ["ELEMENTWISE", "Layer", "Rerun", "altered", "dense_steps", "layers_of", "traced"]
 
@@ -43,8 +55,8 @@ def _parts(node: fx.Node) -> int | None:
     if node.target in named("split") and isinstance(part, list | tuple):
         return len(part)
     of_a_shape = node.target is operator.getitem and isinstance(node.args[0], fx.Node) and asks(node.args[0])
-    first = of_a_shape and isinstance(part, slice) and not part.start and isinstance(part.stop, int) and part.stop > 0
-    return part.stop if first else None
+    begins = of_a_shape and isinstance(part, slice) and not part.start and isinstance(part.stop, int)
+    return part.stop if begins and part.stop > 0 else None
 
 
 class _Proxy(fx.Proxy):
@@ -170,13 +182,13 @@ def _lengths_recorded() -> Iterator[None]:
     """In here len(x) of a proxy is a call like any other; Python itself takes nothing but a number for it."""
 
     def recorded(x: object) -> int | fx.Proxy:
-        return x.tracer.create_proxy("call_function", _LEN, (x,), {}) if isinstance(x, fx.Proxy) else _LEN(x)
+        return x.tracer.create_proxy("call_function", _LEN, (x,), {}) if isinstance(x, fx.Proxy) else before(x)
 
-    builtins.len = recorded
+    before, builtins.len = builtins.len, recorded
     try:
         yield
     finally:
-        builtins.len = _LEN
+        builtins.len = before
 
 
 def _drop_unused(graph: fx.Graph) -> None:
@@ -197,10 +209,10 @@ def _written(node: fx.Node) -> bool:
 def _overwrites(graph: fx.Graph, module: nn.Module) -> bool:
     """Whether x += y changes what is used again under another name: the graph would show that as it was before.
 
-    What uses x itself later uses what was made of it, and x.add_(y) becomes x.add(y), which is the same where nothing
-    else that shares the memory of x is used again.
+    What uses the tensor x itself later uses what was made of it, and x.add_(y) becomes x.add(y), which is the same
+    where nothing else that shares the memory of x is used again.
     """
-    place = {node: i for i, node in enumerate(graph.nodes)}
+    data, place = data_nodes(graph), {node: i for i, node in enumerate(graph.nodes)}
     modules = dict(module.named_modules())
     owner: dict[fx.Node, fx.Node | str] = {}
     sharing: dict[fx.Node | str, list[fx.Node]] = defaultdict(list)
@@ -211,9 +223,12 @@ def _overwrites(graph: fx.Graph, module: nn.Module) -> bool:
     for node in graph.nodes:
         layer = modules[node.target] if node.op == "call_module" else None
         written = getattr(layer, "inplace", False) if layer else node.op.startswith("call") and _written(node)
-        x = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        x = first(node) if isinstance(first(node), fx.Node) else None
         if written and x is not None:
-            x.replace_all_uses_with(node, lambda user, node=node: place[user] > place[node])
+            if x in data and not isinstance(
+                (*node.args, None, None)[1], tuple | list
+            ):  # neither a number nor a tuple of tensors
+                x.replace_all_uses_with(node, lambda user, node=node: place[user] > place[node])
             shared = used_later(sharing[owner[x]], node) or isinstance(owner[x], str)
             if shared and node.target in _IN_PLACE:
                 return True

@@ -144,6 +144,12 @@ def _a_shape_stays(x):
     return x.view(shape[0], -1)
 
 
+def _by_keyword(x):
+    kept = x
+    torch.relu_(input=x)
+    return nn.functional.relu(input=x + kept, inplace=True)
+
+
 def _of_two_names(x):
     kept = x.flatten(1)
     return x.add_(1) + kept
@@ -155,8 +161,21 @@ def _relu_in_place(x):
     return x + kept
 
 
-def test_a_change_that_a_view_sees_is_in_no_graph():
-    assert Network.of(Written(_a_view_stays)).graph is None
+def _a_number(x):
+    rows = more = x.shape[0]
+    more += 1
+    return x.view(rows, -1)[: more - 1]
+
+
+def _more_parts(x):
+    parts = kept = x.chunk(2, 1)
+    parts += (x,)
+    return parts[2] + torch.cat(kept, 1)
+
+
+@pytest.mark.parametrize("function", [_a_view_stays, _a_number, _more_parts])
+def test_a_change_that_another_name_sees_or_does_not_is_in_no_graph(function):
+    assert Network.of(Written(function)).graph is None
 
 
 @pytest.mark.parametrize("function", [_a_part, _of_two_names])
@@ -165,7 +184,10 @@ def test_a_method_whose_change_others_see_stays_unknown(function):
     assert [layer.kind for layer in layers if layer.operation in ("mul_", "add_")] == ["unknown"]
 
 
-@pytest.mark.parametrize("function", [_a_shape_stays, _another_name, _relu_in_place, _a_part, _of_two_names])
+IN_PLACE = [_a_shape_stays, _another_name, _relu_in_place, _by_keyword, _a_part, _of_two_names]
+
+
+@pytest.mark.parametrize("function", IN_PLACE)
 def test_what_is_changed_in_place_is_changed_in_the_graph(function):
     network, x = Written(function).double(), torch.randn(5, 4, dtype=torch.float64)
     torch.testing.assert_close(Rerun(network, graph=Network.of(network).graph).run(x), network(x))
