@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["IDIOMS", "Doubled", "Drawn", "Map", "Mean", "drawn"]
+__all__ = ["IDIOMS", "Constants", "Doubled", "Drawn", "InPlace", "Map", "Mean", "drawn"]
 
 _SHAPES = {"vector": (4,), "sequence": (3, 4), "image": (2, 4, 4), "tokens": (4,)}
 _ROWS, _ANY = ("vector", "sequence"), ("vector", "sequence", "image")
@@ -264,7 +264,7 @@ class _Softmax(_Forward):
         return super().forward(x).log_softmax(-1)
 
 
-class _InPlace(_Forward):
+class InPlace(_Forward):
     def forward(self, x):
         x = super().forward(x)
         x *= 0.7
@@ -299,7 +299,7 @@ _WHOLES = [  # how it is written, what has no value then, and how often
     (_HiddenHead, "data", 0.7),
     (_HiddenWeight, "data", 0.7),
     (_Softmax, "paths", 1),
-    (_InPlace, "paths", 1),
+    (InPlace, "", 1),
     (_ScaledInput, "", 1),
     (_WritesInput, "paths", 1),
 ]
@@ -958,7 +958,7 @@ class Constants(nn.Module):
         return torch.tanh(self.layer(x + self.shift) @ self.projection)
 
 
-@_idiom(*_ROWS, without="paths")
+@_idiom(*_ROWS)
 def constants(draw):
     return Constants(draw)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from grammar import Doubled, Map, Mean
+from grammar import Constants, Doubled, InPlace, Map, Mean
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -442,6 +442,10 @@ def _path_form(module: nn.Module, p: int) -> Callable | None:
         return lambda z: z
     if isinstance(module, Doubled):
         return lambda z: 2**p * z
+    if isinstance(module, InPlace):
+        return lambda z: 0.7**p * super(InPlace, module).forward(z) + 0.1**p
+    if isinstance(module, Constants):
+        return lambda z: module.layer(z + module.shift.abs() ** p) @ module.projection.abs() ** p
     if isinstance(module, Mean):
         return lambda z: z.sum(1) / z.shape[1] ** p
     if kind == "AdaptiveAvgPool2d":

@@ -89,10 +89,9 @@ def require_derivatives(objective: Objective, *, twice: bool) -> None:
             if out_of_memory(error):
                 raise
             slope, in_single = True, True
-        if not slope and not curvature:
-            break
-        if in_single:
+        if in_single and (slope or curvature):
             slope, curvature = _in_its_own_precision(few, directions, twice)
+        if not slope and not curvature:
             break
     if not slope and not curvature:
         if few.loss is square:

@@ -59,8 +59,7 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
         again = outputs(few.clone())
         middle = few.shape[axis] // 2  # on which samples before and behind it may tell
         alone = _alone(outputs, few.narrow(axis, middle, 1).clone(), network.module)
-        whole = (few[0] if axis == 1 else few), (first if network.size is None else first[0])
-        misread = _misread(_with_own_state(lent), *whole)
+        misread = _misread(_with_own_state(lent), few, first, of_each=axis == 1)
     changed = {name: ~_same(buffer, network.buffers[name]) for name, buffer in buffers.items()}
     alike = [_alike(first, again), _alike(first.narrow(axis_of_outputs, middle, 1), alone), _same(given, few)]
     kept = [_same(w, lent.params[name]) for name, w in network.params.items()]
@@ -80,7 +79,7 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
             "measuring, or keep the state as it is"
         )
     if random:
-        where = _where_it_draws(_with_own_state(network), whole[0])
+        where = _where_it_draws(_with_own_state(network), few[0] if axis == 1 else few)
         raise ValueError(
             f"network: {where} draws random numbers, so that a sample gives another output each time; call "
             "module.eval() before measuring, or set its probability to 0"
@@ -92,7 +91,7 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
         network = _with_own_state(network)
     if misread:
         network = replace(network, graph=None, layers=())
-    ran = _run(_with_own_state(network), whole[0]) if network.graph is None else None
+    ran = _run(_with_own_state(network), few[0] if axis == 1 else few) if network.graph is None else None
     if writes or wrote or moved or misread or ran:  # another network: who holds the first one passes it again
         return replace(network, passed={"door"}, writes_inputs=writes or wrote, ran=ran)
     network.passed.add("door")
@@ -103,16 +102,23 @@ def _with_own_state(network: Network) -> Network:
     return replace(network, buffers={name: buffer.clone() for name, buffer in network.buffers.items()})
 
 
-def _misread(network: Network, x: Tensor, outputs: Tensor) -> Tensor:
-    """Whether the graph does other than the module, as where a view is written into; of a stack its first network."""
-    unlike = torch.ones((), dtype=torch.bool, device=x.device)
+def _misread(network: Network, x: Tensor, outputs: Tensor, *, of_each: bool) -> Tensor:
+    """Whether the graph does other than the module, as where a view is written into.
+
+    The first network of a stack stands for all, but where the graph holds what that one computed from its buffers.
+    """
+    unlike = torch.zeros((), dtype=torch.bool, device=x.device)
     if network.graph is None or dense_steps(network.module) is not None:
-        return ~unlike
-    try:
-        found = logits_of(Rerun(network.each[0].shared_copy(), graph=network.graph).run(x.clone()), len(x))
-    except Exception:  # whatever the module's operations raise out of their place
         return unlike
-    return ~_alike(outputs, found) if found.shape == outputs.shape else unlike
+    computed = any("constant" in node.meta for node in network.graph.nodes)
+    for i, one in enumerate(network.each if computed else network.each[:1]):
+        its_own, own = outputs if network.size is None else outputs[i], x[i] if of_each else x
+        try:
+            found = logits_of(Rerun(one.shared_copy(), graph=network.graph).run(own.clone()), len(own))
+        except Exception:  # whatever the module's operations raise out of their place
+            return ~unlike
+        unlike = unlike | ~_alike(its_own, found) if found.shape == its_own.shape else ~torch.zeros_like(unlike)
+    return unlike
 
 
 def spread(tensor: Tensor, axis: int) -> Tensor:

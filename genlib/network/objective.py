@@ -119,11 +119,14 @@ class Objective:
 
     @property
     def _stackable(self) -> bool:
-        """Whether torch's vmap follows the forward pass; not through recurrent layers, for one. Tried where unknown."""
+        """Whether torch's vmap follows the forward pass; not through recurrent layers, for one, nor all steps in place.
+
+        Tried but where all of it are layers that are known.
+        """
         network, passed = self.network, self.network.passed
         if "vmap" not in passed and "no vmap" not in passed:
             works = True
-            if any(layer.kind == "unknown" for layer in network.layers):
+            if any(layer.kind == "unknown" or not isinstance(layer.operation, nn.Module) for layer in network.layers):
                 params, buffers = (
                     {n: torch.stack([t, t]) for n, t in ts.items()} for ts in (network.params, network.buffers)
                 )

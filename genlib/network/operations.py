@@ -1,46 +1,39 @@
-"""The table of operations: what a traced network does, and which of it is linear, piecewise linear or smooth."""
+"""What a traced network does: its graph, and the operations in it."""
 
+import builtins
+import dis
 import operator
-from collections.abc import Callable, Container, Mapping
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType, NotImplementedType
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from genlib.network.normalizations import SimplifiedBatchNorm, SimplifiedLayerNorm
+from genlib.network.kinds import (
+    COMPARISONS,
+    MODULES,
+    TABLE,
+    VIEWS,
+    asks,
+    data_nodes,
+    first,
+    kinds_of,
+    named,
+    views,
+    writes,
+)
 from genlib.network.outputs import entry_of_logits
 
 __all__ = ["ELEMENTWISE", "Layer", "Rerun", "altered", "dense_steps", "layers_of", "traced"]
 
-_POOLING = ("AvgPool", "AdaptiveAvgPool")
-_LINEAR = {
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    *(nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
-    *(getattr(nn, f"{kind}{d}d") for kind in _POOLING for d in (1, 2, 3)),
-    *(torch.flatten, torch.cat, torch.add, torch.mean, torch.squeeze),
-    *(operator.add, operator.iadd, operator.sub, operator.getitem),
-    *(F.linear, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.pad),
-    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-    *("flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "contiguous"),
-    *("mean", "sum", "size"),
-}
-_PIECEWISE_LINEAR = {
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.Hardsigmoid),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-    *(F.relu, F.relu6, F.leaky_relu, F.hardtanh, F.hardsigmoid, torch.relu, torch.abs),
-    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, "relu", "relu_", "clamp", "abs"),
-}
+_LEN = len
 _IN_PLACE = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "pow")}
-_SMOOTH = {
-    *(nn.Tanh, nn.Sigmoid, nn.Softplus, nn.GELU, nn.SiLU, nn.ELU, nn.SELU, nn.Mish, nn.Softmax, nn.LogSoftmax),
-    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.InstanceNorm1d, nn.InstanceNorm2d),
-    *(SimplifiedBatchNorm, SimplifiedLayerNorm),
-    *(torch.tanh, torch.sigmoid, F.tanh, F.sigmoid, F.softplus, F.gelu, F.silu, F.softmax, F.layer_norm),
-    *(torch.mul, torch.div, operator.mul, operator.truediv, "tanh", "sigmoid", "softmax"),
-}
 
 
 @dataclass(frozen=True)
@@ -55,16 +48,64 @@ class Layer:
     kind: str
 
 
+def _parts(node: fx.Node) -> int | None:
+    """Of how many parts a value is made, if that is written there: of chunks, or of the first sizes of a shape."""
+    part = node.args[1] if len(node.args) > 1 else None
+    if node.target in named("chunk", "tensor_split") and isinstance(part, int):
+        return part
+    if node.target in named("split") and isinstance(part, list | tuple):
+        return len(part)
+    of_a_shape = node.target is operator.getitem and isinstance(node.args[0], fx.Node) and asks(node.args[0])
+    begins = of_a_shape and isinstance(part, slice) and not part.start and isinstance(part.stop, int)
+    return part.stop if begins and part.stop > 0 else None
+
+
 class _Proxy(fx.Proxy):
-    """One that tells x += y from x + y."""
+    """One that tells x += y from x + y, and takes assertions to hold: where one doesn't, the module itself fails."""
+
+    def __len__(self) -> int:
+        if (count := _parts(self.node)) is None:
+            raise TypeError("the length of a proxy is unknown")
+        return count
+
+
+def _passing(frame: FrameType) -> bool | None:
+    """Which outcome of the condition that is looked at in a frame passes an assertion, if one looks at it."""
+    code = [step for step in dis.get_instructions(frame.f_code) if step.opname != "NOT_TAKEN"]
+    here = next(place for place, step in enumerate(code) if step.offset >= frame.f_lasti)
+    here += code[here].opname in ("TO_BOOL", "COMPARE_OP", "CONTAINS_OP")
+    if not code[here].opname.endswith(("IF_TRUE", "IF_FALSE")):
+        return None
+    jumps = code[here].opname.endswith("IF_TRUE")
+    ends = {jumps: code[here].argval, not jumps: code[here + 1].offset}
+    raises = {step.offset for step in code if "AssertionError" in step.argrepr or "ASSERTION_ERROR" in step.opname}
+    return next((outcome for outcome in ends if ends[not outcome] in raises), None)
 
 
 def _in_place(operation: Callable) -> Callable:
     return lambda proxy, other: proxy.tracer.create_proxy("call_function", operation, (proxy, other), {})
 
 
+def _truth(proxy: fx.Proxy, frame: FrameType) -> bool:
+    passes = _passing(frame)
+    return fx.Proxy.__bool__(proxy) if passes is None else passes
+
+
+_Proxy.__bool__ = lambda proxy: _truth(proxy, sys._getframe(1))  # no method, around which a decorator puts a frame
 for _operation in _IN_PLACE:
     setattr(_Proxy, f"__{_operation.__name__}__", _in_place(_operation))
+
+
+class _Length(_Proxy):
+    """A length, or a comparison with one, that isn't added to a number: a forward that counts would keep a proxy."""
+
+
+def _uncountable(proxy: _Length, other: object) -> NotImplementedType:
+    return NotImplemented
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv"):
+    setattr(_Length, f"__r{_name}__", _uncountable)
 
 
 class _Tracer(fx.Tracer):
@@ -73,11 +114,19 @@ class _Tracer(fx.Tracer):
     leaves: Container[str] = ()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = module_qualified_name in self.leaves or type(m) in _SMOOTH
+        known = module_qualified_name in self.leaves or MODULES.get(type(m)) == "smooth"
         return known or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
+        compared = node.target in (*COMPARISONS, operator.eq, operator.ne)
+        if node.target is _LEN or (compared and any("length" in given.meta for given in node.all_input_nodes)):
+            node.meta["length"] = True
+            return _Length(node, self)
         return _Proxy(node, self)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
+        count = _parts(obj.node)
+        return super().iter(obj) if count is None else (obj[i] for i in range(count))
 
     def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args=None) -> tuple[Callable, list]:
         # A forward's other arguments keep their defaults, as in a call: a proxy for mask=None would not be None.
@@ -115,8 +164,9 @@ def traced(
     tracer = _Tracer()
     tracer.leaves, tracer.proxy_buffer_attributes = leaves, follow_buffers
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _lengths_recorded():
             graph = tracer.trace(module)
+        _drop_unused(graph)
         return None if _overwrites(graph, module) and not overwritten else _plain(graph, module)
     except Exception:  # fx raises whatever the module's own forward raises when it is fed proxies
         return None
@@ -130,24 +180,77 @@ def traced(
                     buffer.copy_(value)
 
 
+@contextmanager
+def _lengths_recorded() -> Iterator[None]:
+    """In here len(x) of a proxy is a call like any other; Python itself takes nothing but a number for it."""
+
+    def recorded(x: object) -> int | fx.Proxy:
+        return x.tracer.create_proxy("call_function", _LEN, (x,), {}) if isinstance(x, fx.Proxy) else before(x)
+
+    before, builtins.len = builtins.len, recorded
+    try:
+        yield
+    finally:
+        builtins.len = before
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    """Take out calls of torch's functions whose value nobody takes up: places of a maximum, shapes, assertions."""
+    for node in reversed(graph.nodes):
+        if node.users or node.op not in ("call_function", "call_method") or _written(node) or "out" in node.kwargs:
+            continue
+        home = (getattr(node.target, "__module__", None) or "").split(".")[0]
+        if hasattr(torch, node.target) if node.op == "call_method" else home in ("torch", "_operator"):
+            graph.erase_node(node)
+
+
+def _written(node: fx.Node) -> bool:
+    """Whether a function or method works in place."""
+    return writes(node) or node.target in _IN_PLACE or bool(node.kwargs.get("inplace", False))
+
+
 def _overwrites(graph: fx.Graph, module: nn.Module) -> bool:
-    """Whether something is worked on in place and used again later: the graph would show it as it was before."""
-    place = {node: i for i, node in enumerate(graph.nodes)}
+    """Whether x += y changes what is used again under another name: the graph would show that as it was before.
+
+    What uses the tensor x itself later uses what was made of it, and x.add_(y) becomes x.add(y), which is the same
+    where nothing else that shares the memory of x is used again.
+    """
+    data, place = data_nodes(graph), {node: i for i, node in enumerate(graph.nodes)}
     modules = dict(module.named_modules())
+    owner: dict[fx.Node, fx.Node | str] = {}
+    sharing: dict[fx.Node | str, list[fx.Node]] = defaultdict(list)
 
-    def in_place(node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return getattr(modules[node.target], "inplace", False)
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        marked = name.endswith("_") and not name.endswith("__")
-        return node.target in _IN_PLACE or marked or node.kwargs.get("inplace", False)
+    def used_later(values: list[fx.Node], node: fx.Node) -> bool:
+        return any(place[user] > place[node] and not asks(user) for value in values for user in value.users)
 
-    return any(
-        place[user] > place[node]
-        for node in graph.nodes
-        if node.op.startswith("call") and in_place(node) and node.args and isinstance(node.args[0], fx.Node)
-        for user in node.args[0].users
-    )
+    for node in graph.nodes:
+        layer = modules[node.target] if node.op == "call_module" else None
+        written = getattr(layer, "inplace", False) if layer else node.op.startswith("call") and _written(node)
+        x = first(node) if isinstance(first(node), fx.Node) else None
+        if written and x is not None:
+            if x in data and not isinstance(
+                (*node.args, None, None)[1], tuple | list
+            ):  # neither a number nor a tuple of tensors
+                x.replace_all_uses_with(node, lambda user, node=node: place[user] > place[node])
+            shared = used_later(sharing[owner[x]], node) or isinstance(owner[x], str)
+            if shared and node.target in _IN_PLACE:
+                return True
+            if not shared and layer is None:
+                node.target = _out_of_place(node.target)
+        fresh = x is None or not (written or views(node, layer))
+        owner[node] = node.target if node.op == "get_attr" else node if fresh else owner[x]
+        sharing[owner[node]].append(node)
+    return False
+
+
+def _out_of_place(operation: Callable | str) -> Callable | str:
+    """The operation of the table that returns what this one writes, or this one."""
+    if isinstance(operation, str):
+        plain = operation.removesuffix("_")
+    else:
+        name = getattr(operation, "__name__", "").removesuffix("_")
+        plain = getattr(F, name, None) or getattr(torch, name, operation)
+    return plain if plain in TABLE and plain not in VIEWS else operation
 
 
 def _to_logits(graph: fx.Graph) -> None:
@@ -187,24 +290,12 @@ def layers_of(module: nn.Module, graph: fx.Graph | None) -> tuple[Layer, ...]:
     if graph is None:
         return ()
     modules = dict(module.named_modules())
-    calls = [node for node in graph.nodes if node.op in ("call_module", "call_function", "call_method")]
-    return tuple(_layer(node, modules) for node in calls)
-
-
-def _layer(node: fx.Node, modules: Mapping[str, nn.Module]) -> Layer:
-    operation = modules[node.target] if node.op == "call_module" else node.target
-    name = str(node.target) if node.op == "call_module" else node.name
-    weights = [*node.args[1:], *node.kwargs.values()] if operation is F.linear else []
-    bilinear = any(isinstance(w, fx.Node) and w.op != "get_attr" for w in weights)
-    return Layer(name, operation, "smooth" if bilinear else _kind(operation))
-
-
-def _kind(operation: nn.Module | Callable | str) -> str:
-    if isinstance(operation, nn.modules.batchnorm._BatchNorm) and operation.training:
-        return "smooth"
-    key = type(operation) if isinstance(operation, nn.Module) else operation
-    tables: Mapping[str, set] = {"linear": _LINEAR, "piecewise linear": _PIECEWISE_LINEAR, "smooth": _SMOOTH}
-    return next((kind for kind, table in tables.items() if key in table), "unknown")
+    return tuple(
+        Layer(str(node.target), modules[node.target], kind)
+        if node.op == "call_module"
+        else Layer(node.name, node.target, kind)
+        for node, kind in kinds_of(module, graph).items()
+    )
 
 
 ELEMENTWISE = (

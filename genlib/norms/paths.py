@@ -1,6 +1,5 @@
 """Path norms: the sum over all paths of a network, one node of its graph after the other."""
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 
@@ -11,7 +10,8 @@ from torch import Tensor, fx, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from genlib.network import Network
+from genlib.network import Network, aliases
+from genlib.network.kinds import CASTS, COMPARISONS, COPIES, PRODUCTS, RATIOS, data_nodes, kinds_of, named
 from genlib.network.precision import full_precision
 from genlib.network.weights import (
     BATCH_NORM,
@@ -25,38 +25,35 @@ from genlib.network.weights import (
     traced_layers,
 )
 from genlib.norms.operators import apply_linear
+from genlib.norms.windows import POOLS, NoPaths, interpolated, pooled
 
 __all__ = ["PathSum", "log_path_norm", "path_norm"]
 
-_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_MOVES = (nn.Flatten, nn.Unflatten, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
-_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
-# Of slope one at most, or a copy: the paths through them keep their weight.
-_KEEPS = {F.relu, F.relu6, F.tanh, torch.relu, torch.tanh, "relu", "relu_", "tanh", operator.neg, torch.neg, "neg"}
-_KEEPS |= {torch.clone, "clone", "contiguous", "float", "double"}
-_MOVE_NAMES = ("flatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "sum")
-_MOVE_NAMES += ("chunk", "split", "roll", "flip")
-_MOVE_CALLS = {*_MOVE_NAMES, *(getattr(torch, name) for name in _MOVE_NAMES), torch.cat, torch.stack}
-_MOVE_CALLS |= {operator.getitem, getattr, "size", "dim", "view"}
-_SUMS = {torch.add, operator.add, operator.iadd, "add", torch.sub, operator.sub, "sub"}
-_PRODUCTS, _RATIOS = {operator.mul, torch.mul, "mul"}, {operator.truediv, torch.div, "div"}
-_AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
-_ADAPTIVE_AVERAGES = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
-_POOLS = {
-    getattr(nn, f"{kind}Pool{d}d"): (kind, d)
-    for kind in ("Avg", "Max", "AdaptiveAvg", "AdaptiveMax")
-    for d in (1, 2, 3)
+# Activations with φ(0) = 0 and slopes of at most 1, through which paths keep their weight; and settings to be that.
+_GENTLE: dict[Callable | str, Callable[..., bool]] = {
+    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softshrink, F.relu, F.relu6, F.tanh), lambda *_, **__: True),
+    **dict.fromkeys((F.softshrink, operator.abs, operator.neg), lambda *_, **__: True),
+    **dict.fromkeys(named("relu", "relu_", "tanh", "abs", "absolute", "neg", "negative"), lambda *_, **__: True),
+    F.leaky_relu: lambda negative_slope=0.01, inplace=False: abs(negative_slope) <= 1,
+    F.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: min_val <= 0 <= max_val,
+    F.threshold: lambda threshold, value, inplace=False: threshold == value == 0,
+    **dict.fromkeys(named("clamp", "clip"), lambda min=None, max=None: (min or 0) <= 0 <= (max or 0)),
+    **dict.fromkeys(named("clamp_min"), lambda min: min <= 0),
+    **dict.fromkeys(named("clamp_max"), lambda max: max >= 0),
 }
-_POOLS |= {
-    getattr(F, f"{call}_pool{d}d"): (kind, d)
-    for call, kind in (("avg", "Avg"), ("max", "Max"), ("adaptive_avg", "AdaptiveAvg"), ("adaptive_max", "AdaptiveMax"))
-    for d in (1, 2, 3)
+_SETTINGS = {
+    nn.LeakyReLU: (F.leaky_relu, ("negative_slope",)),
+    nn.Hardtanh: (F.hardtanh, ("min_val", "max_val")),
+    nn.Threshold: (F.threshold, ("threshold", "value")),
+    **dict.fromkeys(
+        (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
+        (F.interpolate, ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")),
+    ),
 }
-_POOLING = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad", "divisor_override")
-_POOLING += ("return_indices", "output_size")
-
-
-_REDUCTIONS = (torch.mean, "mean", torch.amax, "amax", torch.sum, "sum")
+_MEANS, _LARGEST, _EXTREMES = named("mean"), named("amax", "amin"), named("max", "min")
+_REDUCTIONS = named("sum", "cumsum") | _MEANS | _LARGEST | _EXTREMES
+_PAIRS = {operator.add, operator.sub, *named("add", "sub", "subtract", "rsub", "maximum", "minimum")}
+_SAME = {*CASTS, *named("clone"), "contiguous"}
 
 
 class PathSum(fx.Interpreter):
@@ -64,14 +61,15 @@ class PathSum(fx.Interpreter):
 
     def __init__(
         self,
-        module: nn.Module,
+        network: Network,
         graph: fx.Graph,
         layers: list[WeightedLayer],
         weights: dict[str, Tensor],
         biases: dict[str, Tensor],
         p: float | int,
     ):
-        super().__init__(module, graph=graph)
+        super().__init__(network.module, graph=graph)
+        self.network, self.data, self.kinds = network, data_nodes(graph), kinds_of(network.module, graph)
         self.operations = {layer.name: layer.operation for layer in layers}
         self.folded = {layer.folded for layer in layers}
         self.weights, self.biases = _with_tops(weights, p), _with_tops(biases, p)
@@ -90,13 +88,15 @@ class PathSum(fx.Interpreter):
         self.node = node
         try:
             return super().run_node(node)
+        except NoPaths as kind:
+            raise self._unknown(str(kind)) from None
         except Exception as error:  # torch's, whatever it is
-            if str(error).startswith("network: "):
-                raise
             raise ValueError(f"input_shape {self.shape} does not fit the network at {node.name}: {error}") from error
 
     def call_module(self, target, args, kwargs):
         (x,), layer = (*args, *kwargs.values()), self.module.get_submodule(target)
+        if not self._given():
+            raise NoPaths("a layer of a constant")
         if target in self.weights:
             x = self._weighted(target, self.operations[target], x)
         elif target not in self.folded:
@@ -106,23 +106,29 @@ class PathSum(fx.Interpreter):
         return x if act is None else self._unweighted(act, x)
 
     def _unweighted(self, layer: nn.Module, x: Tensor) -> Tensor:
-        kind = type(layer)
-        if kind in _ACTIVATIONS:
-            return x
-        if kind in _MOVES:
+        if type(layer) in COPIES:
             return layer(x)
-        if kind is nn.Hardtanh and layer.min_val <= 0 <= layer.max_val:
+        if type(layer) in POOLS:
+            return pooled(layer, x, self.p)
+        function, names = _SETTINGS.get(type(layer), (type(layer), ()))
+        settings = {name: getattr(layer, name) for name in names}
+        if function is F.interpolate:
+            return interpolated(x, self.p, **settings)
+        if function in _GENTLE and _GENTLE[function](**settings):
             return x
-        if kind is nn.LeakyReLU and abs(layer.negative_slope) <= 1:
-            return x
-        if kind in _POOLS:
-            return self._pooled(kind, x, **{name: getattr(layer, name) for name in _POOLING if hasattr(layer, name)})
-        raise self._unknown(kind.__name__)
+        raise NoPaths(type(layer).__name__)
 
     def get_attr(self, target, args, kwargs):
-        if only_described(self.node):
+        constant, name = self.node.meta.get("constant"), aliases(self.module).get(target)
+        owners = {self.module.get_submodule(buffer.rpartition(".")[0]) for buffer in self.network.buffers}
+        ours = any(not type(owner).__module__.startswith("torch.nn.") for owner in owners)
+        if constant is not None and (only_described(self.node) or not ours):  # not computed from a buffer
+            return constant
+        if constant is None and (only_described(self.node) or name is None):
             return super().get_attr(target, args, kwargs)
-        raise self._unknown("a tensor that is no weight of a known layer")
+        if name in self.network.buffers and self.network.size is None:
+            return self.network.buffers[name]
+        raise NoPaths("a tensor that is no weight of a known layer")
 
     def call_function(self, target, args, kwargs):
         return self._call(target, args, kwargs, super().call_function)
@@ -131,51 +137,83 @@ class PathSum(fx.Interpreter):
         return self._call(target, args, kwargs, super().call_method)
 
     def _call(self, target, args, kwargs, plainly: Callable):
-        values = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-        if not values:
-            return plainly(target, args, kwargs)  # arithmetic on shapes
-        if target in _KEEPS or (target in _DROPOUTS and kwargs["training"] is False):
-            return values[0]
-        if target is F.hardtanh and kwargs["min_val"] <= 0 <= kwargs["max_val"]:
-            return values[0]
-        if target is F.leaky_relu and abs(kwargs["negative_slope"]) <= 1:
-            return values[0]
-        if target in ("to", "type_as") and _floating(*args[1:], *kwargs.values()):
-            return values[0]
-        if target in _SUMS and not kwargs and not any(a for a in args if not isinstance(a, Tensor)):
-            return sum(values)  # of two, or of one and zero
-        if target in _PRODUCTS | _RATIOS:
-            return self._multiple(target, args, kwargs)
-        if target in _REDUCTIONS and _over_samples(values[0], *args[1:2], **kwargs):
-            raise self._unknown("a reduction over the samples")
-        if target in _MOVE_CALLS:
+        if self.node not in self.data and not (target in COMPARISONS and self._given()):
+            return plainly(target, args, kwargs)  # arithmetic on shapes and constants
+        linear, p = self.kinds[self.node] == "linear", self.p
+        x, *rest = [*args, *kwargs.values()]
+        if target in PRODUCTS | RATIOS:
+            return self._multiple(target, args, kwargs, plainly)
+        if target in _PAIRS or (target in _EXTREMES and rest and isinstance(rest[0], Tensor)):
+            return self._sum(args, kwargs)
+        if target in _REDUCTIONS and _over_samples(self.node, x, *args[1:2], **kwargs):
+            raise NoPaths("a reduction over the samples")
+        if target in _GENTLE and not any(isinstance(a, Tensor) for a in rest) and _GENTLE[target](*args[1:], **kwargs):
+            return x
+        if target in _SAME and linear:
+            return x
+        if target in COPIES and linear and not self._adds_constants():
             return plainly(target, args, kwargs)
-        if target in (torch.mean, "mean"):
+        if target in _MEANS and linear:
             mean = plainly(target, args, kwargs)
-            return mean * (values[0].numel() / mean.numel()) ** (1 - self.p)
-        if target in (torch.amax, "amax"):
+            return mean * (x.numel() / mean.numel()) ** (1 - p)
+        if target in _LARGEST:
             return torch.sum(*args, **kwargs)
-        if target is F.pad and kwargs["mode"] == "constant" and not kwargs["value"]:
+        if target in _EXTREMES:
+            return torch.return_types.max((torch.sum(*args, **kwargs), None))
+        if target is F.pad and linear and not (kwargs["mode"] == "constant" and kwargs["value"]):
             return plainly(target, args, kwargs)
-        if target in _POOLS:
-            return self._pooled(target, *args, **kwargs)
-        raise self._unknown(target if isinstance(target, str) else getattr(target, "__name__", str(target)))
+        if target is F.interpolate and linear:
+            return interpolated(*args, p, **kwargs)
+        if target in POOLS:
+            return pooled(target, x, p, *args[1:], **kwargs)
+        raise NoPaths(_name(target))
+
+    def _given(self) -> bool:
+        return any(node in self.data for node in self.node.all_input_nodes)
+
+    def _adds_constants(self) -> bool:
+        """Whether what is joined holds numbers that no path leads to."""
+        constants = [self.env[node] for node in self.node.all_input_nodes if node not in self.data]
+        return any(isinstance(c, Tensor) and c.is_floating_point() and bool(c.any()) for c in constants)
 
     def _unknown(self, kind: str) -> ValueError:
         return ValueError(
             f"network: the operation {self.node.name} ({kind}) has no known paths, which dense layers, convolutions, "
-            "BatchNorm, pooling, sums of two values, multiples and activations with φ(0) = 0 and slopes of at most 1 "
-            "have; leave it out, or take a product of layers' norms instead"
+            "BatchNorm, pooling, sums, multiples and copies of values and activations with φ(0) = 0 and slopes of at "
+            "most 1 have; leave it out, or take a product of layers' norms instead"
         )
 
-    def _multiple(self, target, args, kwargs) -> Tensor:
-        """|c|^p x for the number c, or 1/c, that x is multiplied by."""
-        x, factor = args if isinstance(args[0], Tensor) or target in _RATIOS else args[::-1]
-        if not isinstance(factor, int | float) or kwargs or (target in _RATIOS and not factor):
-            raise self._unknown("a product or ratio of two values")
-        if not factor:
-            return x * 0
-        return self._rescaled(x, (-self.p if target in _RATIOS else self.p) * math.log(abs(factor)))
+    def _sum(self, args, kwargs) -> Tensor:
+        """Σ x + |c|^p, c a constant, which counts as a bias."""
+        if kwargs:
+            raise NoPaths(_name(self.node.target))
+        total = sum(x for x, node in zip(args, self.node.args, strict=True) if node in self.data)
+        for constant, node in zip(args, self.node.args, strict=True):
+            if node not in self.data:
+                total = self._shifted(total, 0.0, *self._powers(constant))
+        return total
+
+    def _multiple(self, target, args, kwargs, plainly: Callable) -> Tensor:
+        """|c|^p x, c a constant, or 1/c: a number, a tensor, a matrix or a kernel."""
+        bias = args[2] if len(args) > 2 else kwargs.get("bias")
+        if self.kinds[self.node] != "linear" or len(args) < 2 or bias is not None:
+            raise NoPaths("a product or ratio of two values")
+        place = int(self.node.args[0] in self.data)
+        x, constant = args[1 - place], torch.as_tensor(args[place], dtype=torch.float64, device=self.log.device)
+        if target in RATIOS and not constant.all():
+            raise NoPaths("a product or ratio of two values")
+        power, log = self._powers(1 / constant if target in RATIOS else constant)
+        power = power.to(x.dtype)
+        y = x * power if target in RATIOS else plainly(target, (*args[:place], power, *args[place + 1 :]), kwargs)
+        return self._rescaled(y, log)
+
+    def _powers(self, constant: Tensor | float | int) -> tuple[Tensor, Tensor]:
+        """|c|^p over its largest number, and the logarithm of that."""
+        constant = torch.as_tensor(constant, dtype=torch.float64, device=self.log.device)
+        if not constant.isfinite().all():
+            raise NoPaths("a constant that is not finite")
+        ((_, top, log),) = _with_tops({"": constant}, self.p).values()
+        return _power(constant / top, self.p), log
 
     def _weighted(self, name: str, layer: nn.Module, x: Tensor) -> Tensor:
         """|W|^p x + |b|^p."""
@@ -186,22 +224,27 @@ class PathSum(fx.Interpreter):
         if name not in self.biases:
             return self._rescaled(y, log)
         bias, top, bias_log = self.biases[name]
-        y = self._rescaled(y, log, bias_log - self.log)
-        bias = _power(bias / top, self.p) * (bias_log - self.log).exp().to(y.dtype)
-        return y + (bias if isinstance(layer, nn.Linear) else bias.view(1, -1, *[1] * (y.ndim - 2)))
+        bias = _power(bias / top, self.p)
+        bias = bias if isinstance(layer, nn.Linear) else bias.view(1, -1, *[1] * (y.ndim - 2))
+        return self._shifted(y, log, bias, bias_log)
+
+    def _shifted(self, y: Tensor, log: Tensor | float, shift: Tensor, shift_log: Tensor) -> Tensor:
+        """y exp(log) + shift exp(shift_log)."""
+        y = self._rescaled(y, log, shift_log - self.log)
+        return y + (shift * (shift_log - self.log).exp()).to(y.dtype)
 
     def _require_single_paths(self, layer: nn.Module, x: Tensor) -> None:
         if x.dim() != len(layer.kernel_size) + 2:
-            raise self._unknown("a convolution of what isn't a batch of images")
+            raise NoPaths("a convolution of what isn't a batch of images")
         spans = [(taps - 1) * dilation for taps, dilation in zip(layer.kernel_size, layer.dilation, strict=True)]
         around = layer.padding_mode == "circular" and all(s < n for s, n in zip(spans, x.shape[2:], strict=True))
         if layer.padding_mode != "zeros" and not around:
-            raise self._unknown(f"a convolution with {layer.padding_mode} padding, two of whose taps meet one pixel")
+            raise NoPaths(f"a convolution with {layer.padding_mode} padding, two of whose taps meet one pixel")
 
     def _rescaled(self, y: Tensor, log: Tensor | float, *peaks: Tensor) -> Tensor:
         """y exp(log), once all that is alive is rescaled so that its largest value, or peak, is one."""
         dying = self.user_to_last_uses.get(self.node, [])
-        alive = {node: value for node, value in self.env.items() if node not in dying}
+        alive = {node: value for node, value in self.env.items() if node in self.data and node not in dying}
         tensors = [value for value in tree_leaves(list(alive.values())) if isinstance(value, Tensor)]
         tops = [y.amax().double().log() + log, *(value.amax().double().log() for value in tensors), *peaks]
         peak = torch.stack(tops).amax()
@@ -211,55 +254,17 @@ class PathSum(fx.Interpreter):
         self.log = self.log + peak
         return y * (log - peak).exp().to(y.dtype)
 
-    def _pooled(self, pool, x: Tensor, *args, **kwargs) -> Tensor:
-        kind, axes = _POOLS[pool]
-        if x.dim() != axes + 2:
-            raise self._unknown("pooling of what isn't a batch of images")
-        if kind == "Avg":
-            return self._average(x, *args, **kwargs)
-        if kind == "Max":
-            return self._maximum(x, *args, **kwargs)
-        return self._adaptive(x, *args, **kwargs, power=self.p if kind == "AdaptiveAvg" else 0)
 
-    def _average(
-        self, x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
-    ) -> Tensor:
-        """Σ x / k^p over each window, k its own divisor, which padding and a ragged edge change."""
-        total = _window_sum(x, kernel_size, stride, padding, ceil_mode)
-        ones = torch.ones_like(x[:1, :1])
-        average = _AVERAGES[x.ndim - 3]
-        window = (kernel_size, stride, padding, ceil_mode, count_include_pad)
-        mean = average(ones, *window, *([] if x.ndim == 3 else [divisor_override]))
-        return total * (mean / _window_sum(ones, kernel_size, stride, padding, ceil_mode)) ** self.p
-
-    def _maximum(
-        self, x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
-    ) -> Tensor:
-        if return_indices or set(_tuple(dilation, 1)) != {1}:
-            raise self._unknown("max-pool with dilation or indices")
-        return _window_sum(x, kernel_size, stride, padding, ceil_mode)
-
-    def _adaptive(self, x: Tensor, output_size, return_indices=False, *, power: float | int) -> Tensor:
-        if return_indices:
-            raise self._unknown("max-pool with indices")
-        mean = _ADAPTIVE_AVERAGES[x.ndim - 3](x, output_size)
-        for axis in range(2, x.ndim):
-            size, out = x.shape[axis], mean.shape[axis]
-            counts = [-(-(i + 1) * size // out) - i * size // out for i in range(out)]
-            weights = mean.new_tensor(counts) ** (1 - power)
-            mean = mean * weights.view(-1, *[1] * (x.ndim - 1 - axis))
-        return mean
+def _name(operation: Callable | str) -> str:
+    return operation if isinstance(operation, str) else getattr(operation, "__name__", str(operation))
 
 
-def _floating(*kinds) -> bool:
-    dtypes = [kind.dtype if isinstance(kind, Tensor) else kind for kind in kinds]
-    return all(dtype.is_floating_point for dtype in dtypes if isinstance(dtype, torch.dtype))
-
-
-def _over_samples(x: Tensor, dim: int | Sequence[int] | None = None, axis=None, **_) -> bool:
+def _over_samples(node: fx.Node, x: Tensor, dim: int | Sequence[int] | None = None, axis=None, **_) -> bool:
     dim = axis if dim is None else dim
     axes = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
-    return not axes or 0 in [axis % x.ndim for axis in axes]
+    before = node.all_input_nodes[0]
+    stacked = before.target is torch.stack and (*before.args[1:], *before.kwargs.values(), 0)[0] == 0
+    return not axes or int(stacked) in [axis % x.ndim for axis in axes]
 
 
 def _with_tops(tensors: dict[str, Tensor], p: float | int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
@@ -275,22 +280,6 @@ def _with_tops(tensors: dict[str, Tensor], p: float | int) -> dict[str, tuple[Te
 def _power(x: Tensor, p: float | int) -> Tensor:
     """|x|^p, in place: the weights are the one large thing here."""
     return x.mul_(x) if p == 2 else x.abs_() if p == 1 else x.abs_().pow_(p)
-
-
-def _window_sum(x: Tensor, kernel_size, stride, padding, ceil_mode: bool) -> Tensor:
-    spatial = x.ndim - 2
-    kernel, padding = _tuple(kernel_size, spatial), _tuple(padding, spatial)
-    stride = kernel if stride is None else _tuple(stride, spatial)
-    if spatial == 3:
-        return F.avg_pool3d(x, kernel, stride, padding, ceil_mode, divisor_override=1)
-    if spatial == 2:
-        return F.avg_pool2d(x, kernel, stride, padding, ceil_mode, divisor_override=1)
-    flat = F.avg_pool2d(x.unsqueeze(2), (1, *kernel), (1, *stride), (0, *padding), ceil_mode, divisor_override=1)
-    return flat.squeeze(2)
-
-
-def _tuple(value, length: int) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, tuple | list) else (value,) * length
 
 
 @full_precision()
@@ -314,7 +303,7 @@ def log_path_norm(
     ones = weights[0].value.new_ones(1, *checked_shape(input_shape))
 
     def of_one(values: dict[str, Tensor], biases: dict[str, Tensor]) -> Tensor:
-        return PathSum(network.module, graph, layers, values, biases, p).log_sum(ones)
+        return PathSum(network, graph, layers, values, biases, p).log_sum(ones)
 
     values = {weight.name: weight.value for weight in weights}
     biases = {weight.name: weight.bias for weight in weights if weight.bias is not None}
@@ -328,11 +317,13 @@ def path_norm(
 ) -> Float[Tensor, "*models"]:
     """Σ_paths Π |w|^p over all paths from an input or a bias to an output, no root, in float64 (Neyshabur et al. 2015).
 
-    One forward pass of an input of ones with |w|^p for w. BatchNorm is folded, biases are inputs of one, a skip counts
-    1, a number c times it |c|^p, an average over k values 1/k^p, a max-pool the sum of its window (an upper bound:
-    Gonon et al. 2024), activations 1: those with φ(0) = 0 and slopes of at most 1, others are refused.
+    One forward pass of an input of ones with |w|^p for w. BatchNorm is folded, biases are inputs of one, and so are
+    constants that are added; a skip counts 1, a constant c times it |c|^p, a matrix or kernel of constants as weights;
+    an average over k values 1/k^p, interpolation each of its coefficients to the power p. What copies values, as unfold
+    or a step that pads by pixels, counts each copy. A max-pool or the larger of two values counts as their sum (an
+    upper bound: Gonon et al. 2024), activations 1: those with φ(0) = 0 and slopes of at most 1, others are refused.
     Cost: one forward pass of one sample and two passes over the weights. Infinite beyond 1e308: see `log_path_norm`.
-    Errors as `frobenius_norms`; an operation whose paths aren't known or meet (padding that reflects or repeats
-    pixels), an untraceable network: ValueError, which names it.
+    Errors as `frobenius_norms`; an operation whose paths aren't known, or of whose taps two meet one pixel (a
+    convolution that reflects or repeats pixels itself), an untraceable network: ValueError, which names it.
     """
     return log_path_norm(network, input_shape=input_shape, p=p).exp()

@@ -1,6 +1,8 @@
 """The linear pieces of a network: at which values its operations bend, and how many units change piece along paths."""
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,21 +10,46 @@ from jaxtyping import Bool, Int
 from torch import Tensor, fx, nn
 
 from genlib.network import Network
+from genlib.network.kinds import CHOICES, COMPARISONS, kinds_of, named
 from genlib.network.operations import Rerun
 
 __all__ = ["flips_along", "kinks", "require_pieces"]
 
-_AT_ZERO = {
-    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, F.relu, F.leaky_relu, torch.relu, torch.abs),
-    *("relu", "relu_", "abs"),
-}
+_AT_ZERO = {nn.ReLU, nn.LeakyReLU, nn.PReLU, F.relu, F.leaky_relu, operator.abs}
+_AT_ZERO |= named("relu", "relu_", "prelu", "abs", "absolute")
 _KINKS = {
-    **{operation: lambda *_, **__: [0.0] for operation in _AT_ZERO},
-    **{operation: lambda *_, **__: [0.0, 6.0] for operation in (nn.ReLU6, F.relu6)},
-    **{operation: lambda *_, **__: [-3.0, 3.0] for operation in (nn.Hardsigmoid, F.hardsigmoid)},
+    **dict.fromkeys(_AT_ZERO, lambda *_, **__: [0.0]),
+    **dict.fromkeys((nn.ReLU6, F.relu6), lambda *_, **__: [0.0, 6.0]),
+    **dict.fromkeys((nn.Hardsigmoid, F.hardsigmoid), lambda *_, **__: [-3.0, 3.0]),
     F.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: [min_val, max_val],
-    "clamp": lambda min=None, max=None: [end for end in (min, max) if end is not None],
     nn.Hardtanh: lambda layer: [layer.min_val, layer.max_val],
+    F.threshold: lambda threshold, value, inplace=False: [threshold],
+    nn.Threshold: lambda layer: [layer.threshold],
+    **dict.fromkeys({F.softshrink, *named("hardshrink")}, lambda lambd=0.5: [-lambd, lambd]),
+    **dict.fromkeys((nn.Softshrink, nn.Hardshrink), lambda layer: [-layer.lambd, layer.lambd]),
+    **dict.fromkeys(named("clamp", "clip"), lambda min=None, max=None: [end for end in (min, max) if end is not None]),
+    **dict.fromkeys(named("clamp_min"), lambda min: [min]),
+    **dict.fromkeys(named("clamp_max"), lambda max: [max]),
+}
+
+
+def _choice(found: Tensor | tuple[Tensor, Tensor], *args, **kwargs) -> Tensor:
+    """Which of two tensors is the larger, or the places of the numbers that are returned with them."""
+    return operator.gt(*args, *kwargs.values()) if isinstance(found, Tensor) else found[1]
+
+
+def _place(_, input: Tensor, dim: int | Sequence[int] = (), keepdim: bool = False, *, sign: int = 1) -> Tensor:
+    """Where along these axes, all of them if none, the largest number is, or with the other sign the smallest."""
+    axes = [dim] if isinstance(dim, int) else list(dim) or list(range(input.dim()))
+    return (sign * input).movedim(axes, list(range(-len(axes), 0))).flatten(-len(axes)).argmax(-1)
+
+
+# From what they return and what they are given: what changes with the piece.
+_CHOICES = {
+    **dict.fromkeys(COMPARISONS, lambda found, *_, **__: found),
+    **dict.fromkeys(CHOICES, _choice),
+    **dict.fromkeys(named("amax"), _place),
+    **dict.fromkeys(named("amin"), functools.partial(_place, sign=-1)),
 }
 
 
@@ -36,6 +63,7 @@ def _size(pool: nn.Module) -> dict:
 
 _POOLS = {
     **{pool: (pool, None) for pool in (F.max_pool1d, F.max_pool2d, F.max_pool3d)},
+    **{pool: (pool, None) for pool in (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)},
     **{getattr(nn, f"MaxPool{d}d"): (getattr(F, f"max_pool{d}d"), _window) for d in (1, 2, 3)},
     **{getattr(nn, f"AdaptiveMaxPool{d}d"): (getattr(F, f"adaptive_max_pool{d}d"), _size) for d in (1, 2, 3)},
 }
@@ -64,7 +92,7 @@ def require_pieces(network: Network) -> None:
             "measure jacobian_norms instead"
         )
     pieces = [layer for layer in network.layers if layer.kind == "piecewise linear"]
-    if odd := [layer.name for layer in pieces if _kind(layer.operation) not in (*_KINKS, *_POOLS)]:
+    if odd := [layer.name for layer in pieces if _kind(layer.operation) not in {*_KINKS, *_POOLS, *_CHOICES}]:
         raise ValueError(f"network: the pieces of {', '.join(odd)} are unknown; write it with relu or clamp")
 
 
@@ -85,10 +113,11 @@ class _Walk(Rerun):
         super().__init__(module, graph=graph)
         self.extra_traceback = False  # it would be written into the messages of errors
         self.paths, self.points = points.shape[:2]
+        self.kinds = kinds_of(module, graph)
         self.flips = torch.zeros((self.paths, self.points - 1), dtype=torch.int32, device=points.device)
 
     def run_node(self, n):
-        self.node = n.name
+        self.node = n
         return super().run_node(n)
 
     def call_module(self, target, args, kwargs):
@@ -101,6 +130,8 @@ class _Walk(Rerun):
         return self._through(target, super().call_method, target, args, kwargs)
 
     def _through(self, operation, call, target, args, kwargs):
+        if self.kinds[self.node] != "piecewise linear":
+            return call(target, args, kwargs)
         if _kind(operation) in _POOLS:
             return self._pool(operation, args, kwargs)
         if _kind(operation) in _KINKS:
@@ -108,7 +139,10 @@ class _Walk(Rerun):
             x, args_after = (args[0], args[1:]) if args else (rest.pop("input"), ())
             for kink in kinks(operation, *args_after, **rest):
                 self._count(_above(x, kink))
-        return call(target, args, kwargs)
+        found = call(target, args, kwargs)
+        if operation in _CHOICES:
+            self._count(_CHOICES[operation](found, *args, **kwargs))
+        return found
 
     def _pool(self, operation, args, kwargs):
         function, settings = _POOLS[_kind(operation)]
@@ -121,8 +155,8 @@ class _Walk(Rerun):
     def _count(self, code: Tensor) -> None:
         if len(code) != self.paths * self.points:
             raise ValueError(
-                f"network: {self.node} sees {len(code)} rows for {self.paths * self.points} points, so the units of a "
-                "point are not known; keep the samples' axis first"
+                f"network: {self.node.name} sees {len(code)} rows for {self.paths * self.points} points, so the units "
+                "of a point are not known; keep the samples' axis first"
             )
         code = code.reshape(self.paths, self.points, -1)
         self.flips += (code[:, 1:] != code[:, :-1]).sum(-1, dtype=torch.int32)

@@ -21,7 +21,8 @@ def transitions(
 
     `path` [points, …]; with `dim` = 1 many paths at once, [paths, points, …], with as many axes before the points as
     `dim` says. Returns [*models, *paths, points]. ReLU, LeakyReLU, PReLU and abs have two pieces; ReLU6, HardTanh,
-    HardSigmoid and clamp three, a jump over one counting twice; a unit of a max-pool changes where its argmax does.
+    HardSigmoid and clamp three, a jump over one counting twice; a unit of a max-pool changes where its argmax does, a
+    maximum or minimum of values, sorted ones included, likewise; a comparison, as in x (x > 0), where its outcome does.
     The sum over the steps grows with k up to the number of crossings: what is crossed twice within a step is missed.
     Take k so large that 2k points change the sum by less than 2 %. `chunk_size` points at a time.
     Cost: one forward pass over the points. Fewer than two points, an operation that isn't piecewise linear (named),
@@ -35,6 +36,7 @@ def transitions(
     network.require_eval()
     require_pieces(network)
     network, points = measurable_inputs(network, path.flatten(0, dim), chunk_size, "path")
+    network.require_known()  # the look at the inputs may have found its graph wrong
     if not torch.stack(points.aminmax()).isfinite().all():  # ten times as fast as a look at each
         raise ValueError("path is not finite; drop those points")
     chunk_size = chunk_size or at_once(network, points)

@@ -1,15 +1,18 @@
 """The exact trace of networks that are piecewise linear, against that of the full Hessian."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from curvature_cases import MEANS, PIECEWISE_LINEAR, SMOOTH, Merged, blocks, by_layer, made
+from idioms import BENT, CONSTANT, LINEAR, MEETING, NEITHER, Between
 from torch import nn
 from torch.func import functional_call, jacrev
 
 from genlib import models
 from genlib.curvature import trace
+from genlib.curvature.gauss_newton import obstacle
 from genlib.network import Network
 
 
@@ -23,6 +26,27 @@ def test_the_exact_trace_is_that_of_the_full_hessian(name, loss):
     torch.testing.assert_close(found.by_layer, by_layer(expected))
     assert found.standard_error == 0
     assert torch.equal(found.value, trace(*case, loss=loss).value)
+
+
+WRITTEN = {**LINEAR, **CONSTANT, **MEETING, **{name: function for name, (function, _) in BENT.items()}}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_exact_trace_hangs_on_no_way_of_writing(name):
+    case = made(lambda: Between(WRITTEN[name]), (2, 5, 4), samples=5)
+    found = trace(*case, method="exact")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vmap has no rule for some of them, and says so
+        expected = sum(blocks(*case, "cross_entropy").values())
+    torch.testing.assert_close(found.value, expected)
+
+
+@pytest.mark.parametrize("name", NEITHER)
+def test_what_is_not_piecewise_linear_has_no_exact_trace(name):
+    function, *_ = NEITHER[name]
+    module = Between(lambda x: x)
+    module.function = function
+    assert "is not piecewise linear" in obstacle(Network.of(module), "cross_entropy")
 
 
 @pytest.mark.parametrize("loss", MEANS)

@@ -319,3 +319,18 @@ def test_a_network_that_hardly_hangs_on_its_inputs_or_weights_passes(scale):
     network, x, y = case(network, 6)
     assert sensitivity.jacobian_norms(network, x).isfinite().all()
     assert curvature.top_eigenvalues(network, x, y, 1).values.isfinite().all()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_kink_that_is_crossed_in_single_precision_is_tried_again(seed):
+    class Cast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(96, 3)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.conv(x)).float().flatten(1))
+
+    torch.manual_seed(seed)
+    network, x = Cast(), torch.randn(16, 3, 6, 6)
+    require_derivatives(Objective.of(network, x, network(x).argmax(1), "cross_entropy"), twice=False)

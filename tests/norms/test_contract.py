@@ -60,7 +60,7 @@ class Shifted(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(3, 3)
-        self.register_buffer("shift", torch.ones(3))
+        self.register_buffer("shift", torch.full((3,), torch.inf))
 
     def forward(self, x):
         return self.layer(x) + self.shift
@@ -115,7 +115,7 @@ REFUSED = {
     "rtol": (lambda: norms.spectral_norms(drawn(Block()), input_shape=(3, 5, 5), rtol=0.0), "rtol is 0.0"),
     "p": (lambda: norms.group_norms(drawn(Block()), 0.5, 1), "p is 0.5"),
     "path p": (lambda: norms.path_norm(drawn(Block()), input_shape=(3, 5, 5), p=0), "p is 0"),
-    "constant": (lambda: norms.path_norm(Shifted(), input_shape=(3,)), "a tensor that is no weight of a known layer"),
+    "constant": (lambda: norms.path_norm(Shifted(), input_shape=(3,)), "a constant that is not finite"),
     "softplus": (
         lambda: norms.path_norm(nn.Sequential(nn.Linear(3, 3), nn.Softplus()), input_shape=(3,)),
         r"the operation _1 \(Softplus\) has no known paths",

@@ -5,14 +5,17 @@ import itertools
 import math
 from fractions import Fraction
 
+import idioms
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import drawn
+from idioms import BENT, CONSTANT, LINEAR, MEETING
 from norms_cases import Block, dense
 from torch import nn
 
 from genlib import norms
+from genlib.network import Network
 
 
 def enumerated(layers, p):
@@ -161,60 +164,107 @@ class Between(nn.Module):
         return self.head(torch.flatten(self.function(self.conv(x)), 1))
 
 
-LINEAR = {
-    "chunk": lambda x: x.chunk(2, 1)[1],
-    "torch.chunk": lambda x: torch.chunk(x, 2, dim=1)[0],
-    "split": lambda x: x.split([1, 3], dim=1)[1],
-    "torch.split": lambda x: torch.split(x, 2, 1)[0],
-    "transpose": lambda x: torch.transpose(x, 1, 2),
-    "permute": lambda x: torch.permute(x, (0, 2, 3, 1)),
-    "reshape": lambda x: torch.reshape(x, (-1, 16, 3)),
-    "squeeze": lambda x: torch.squeeze(torch.unsqueeze(x, 2), 2),
-    "roll": lambda x: torch.roll(x, 1, 3) + x.roll(1, 2),
-    "flip": lambda x: x.flip(3),
-    "torch.flip": lambda x: torch.flip(x, (1, 2)),
-    "sum": lambda x: torch.sum(x, (2, 3)),
-    "sum of an axis": lambda x: x.sum(dim=1, keepdim=True),
-    "mean": lambda x: x.mean((2, 3)),
+SUMS = {  # what isn't linear, and counts as the sum of what it chooses from, or casts to another precision
     "amax": lambda x: torch.amax(x, dim=(2, 3)),
-    "amax of an axis": lambda x: x.amax(1, keepdim=True),
-    "clone": lambda x: x.clone().contiguous(),
+    "amin of an axis": lambda x: x.amin(1, keepdim=True),
+    "max of an axis": lambda x: x.max(1, keepdim=True)[0],
+    "max unpacked": lambda x: BENT["max unpacked"][0](x),
+    "torch.min": lambda x: torch.min(x, 2).values,
+    "adaptive maximum": lambda x: F.adaptive_max_pool2d(x, (3, 2)),
+    "maximum": lambda x: torch.maximum(x, torch.roll(x, 1, 1)),
+    "maxout": lambda x: torch.stack([x, x.flip(1)]).max(0)[0],
+    "max of two": lambda x: torch.max(x, x.roll(1, 2)).min(x.roll(1, 3)),
     "float": lambda x: x.float().double(),
     "to": lambda x: x.to(torch.float32).to(dtype=torch.float64).to("cpu"),
-    "type of another": lambda x: x.type_as(x),
-    "minus": lambda x: -x,
-    "torch.neg": lambda x: torch.neg(x).neg(),
-    "times": lambda x: 0.3 * x * -2,
-    "torch.mul": lambda x: torch.mul(x, 3).mul(0.5),
-    "over": lambda x: x / 4,
-    "over a size": lambda x: x / x.shape[1] ** 0.5,
-    "torch.div": lambda x: torch.div(x, 0.2).div(3),
-    "times nothing": lambda x: torch.cat([x * 0, x], 1),
-    "methods": lambda x: x.add(torch.roll(x, 1, 1)).sub(x.roll(2, 1)),
-    "sum of a list": lambda x: sum([x, torch.roll(x, 1, 3)]),
-    "stack": lambda x: torch.stack([x[:, :2], 2 * x[:, 2:]], 1),
-    "zero padding": lambda x: F.pad(x, (1, 0, 2, -1)),
-    "adaptive average": lambda x: F.adaptive_avg_pool2d(x, (3, 2)),
-    "adaptive maximum": lambda x: F.adaptive_max_pool2d(x, (3, 2)),
-    "dropout": lambda x: F.dropout(x, 0.5, training=False),
+}
+AS_SUMS = {
+    "amax": lambda x: x.sum((2, 3)),
+    "amin of an axis": lambda x: x.sum(1, keepdim=True),
+    "max of an axis": lambda x: x.sum(1, keepdim=True),
+    "max unpacked": lambda x: x.sum(-1),
+    "torch.min": lambda x: x.sum(2),
+    "adaptive maximum": lambda x: 4 * F.adaptive_avg_pool2d(x, (3, 2)),
+    "maximum": lambda x: x + torch.roll(x, 1, 1),
+    "maxout": lambda x: x + x.flip(1),
+    "max of two": lambda x: x + x.roll(1, 2) + x.roll(1, 3),
 }
 
 
 @pytest.mark.parametrize("p", [1, 2, 3.5])
-@pytest.mark.parametrize("name", LINEAR)
-def test_linear_functions_count_as_their_matrices(name, p):
-    function = LINEAR[name]
-    outputs = function(torch.zeros(1, 4, 4, 3).double()).numel()
-    network = drawn(Between(function, outputs)).double()
+@pytest.mark.parametrize("name", {**LINEAR, **CONSTANT, **SUMS})
+def test_affine_functions_count_as_their_matrices_and_constants_as_biases(name, p):
+    function = {**LINEAR, **CONSTANT, **SUMS}[name]
+    network = drawn(idioms.Between(function)).double()
+    counted = AS_SUMS.get(name, network.function)
 
     class Layer(nn.Module):
-        forward = staticmethod(function)
+        forward = staticmethod(counted)
 
     first, middle, last = dense(network.conv, (2, 5, 4)), dense(Layer(), (4, 4, 3)), network.head
+    shift = counted(torch.zeros(1, 4, 4, 3).double()).detach().flatten()
     x = first.abs().pow(p).sum(1) + network.conv.bias.detach().abs().pow(p).repeat_interleave(12)
-    x = last.weight.detach().abs() ** p @ (middle.abs() ** p @ x) + last.bias.detach().abs() ** p
+    x = last.weight.detach().abs() ** p @ (middle.abs() ** p @ x + shift.abs() ** p) + last.bias.detach().abs() ** p
     measured = norms.path_norm(network, input_shape=(2, 5, 4), p=p)
-    assert measured.item() == pytest.approx(x.sum().item(), rel=1e-6 if name in ("float", "to") else 1e-12)
+    assert measured.item() == pytest.approx(x.sum().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_where_paths_meet_each_counts(p):
+    """x + x/2 is two paths, not one of 3/2."""
+    network, plain = (drawn(Between(f, 48)).double() for f in (lambda x: x + x.flip(1).flip(1) / 2, lambda x: x))
+    for module in (network, plain):
+        nn.init.zeros_(module.head.bias)
+    measured, alone = (norms.path_norm(module, input_shape=(2, 5, 4), p=p) for module in (network, plain))
+    assert measured.item() == pytest.approx((1 + 0.5**p) * alone.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", MEETING)
+def test_what_is_affine_and_of_no_known_paths_is_refused(name):
+    if name in ("x + x", "less its mean"):
+        return
+    with pytest.raises(ValueError, match="has no known paths"):
+        norms.path_norm(drawn(idioms.Between(MEETING[name])), input_shape=(2, 5, 4))
+
+
+@pytest.mark.parametrize("name", ["abs", "relu_", "clamp", "clamp_", "clamp_min", "clamp_max", "leaky_", "softshrink"])
+def test_however_written_an_activation_of_slope_one_counts_as_one(name):
+    with_it, without = (drawn(Between(function, 48)) for function in (BENT[name][0], lambda x: x))
+    assert torch.equal(*(norms.path_norm(network, input_shape=(2, 5, 4)) for network in (with_it, without)))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_constants_neither_overflow_nor_underflow(scale):
+    network = drawn(Between(lambda x: ((x * scale + scale) * scale + scale**2) * torch.tensor(scale) / scale**2, 48))
+    nn.init.zeros_(network.head.bias)
+    plain = drawn(Between(lambda x: x + 1 + 1, 48))
+    nn.init.zeros_(plain.head.bias)
+    measured, alone = (norms.log_path_norm(module, input_shape=(2, 5, 4)) for module in (network, plain))
+    assert measured.item() == pytest.approx(alone.item() + 2 * math.log(scale), rel=1e-5)
+
+
+def test_a_buffer_is_that_of_the_network_and_none_in_a_stack():
+    class Shifted(Between):
+        def __init__(self, shift):
+            super().__init__(None, 48)
+            self.register_buffer("shift", torch.tensor(shift))
+
+        def forward(self, x):
+            return self.head(torch.flatten(self.conv(x) + self.shift, 1))
+
+    class Computed(Shifted):
+        def forward(self, x):
+            return self.head(torch.flatten(self.conv(x) + 2 * (self.shift / 2), 1))
+
+    modules = [drawn(Shifted(shift)).double() for shift in (0.0, 3.0)]
+    stack = Network.stack(modules)
+    for one, module in zip(stack.each, modules, strict=True):
+        plain = drawn(Between(lambda x, shift=module.shift: x + shift.item(), 48)).double()
+        found = [norms.path_norm(network, input_shape=(2, 5, 4)) for network in (one, module, plain)]
+        torch.testing.assert_close(found[0], found[2])
+        torch.testing.assert_close(found[1], found[2])
+    for network in (stack, drawn(Computed(1.0)), Network.stack([drawn(Computed(c)) for c in (0.0, 1.0)]).each[1]):
+        with pytest.raises(ValueError, match="a tensor that is no weight of a known layer"):
+            norms.path_norm(network, input_shape=(2, 5, 4))
 
 
 @pytest.mark.parametrize("p", [1, 2])
@@ -254,14 +304,29 @@ class Gentle(nn.ReLU):
         return torch.tanh(x)
 
 
+class _Of(nn.Module):
+    def __init__(self, constant):
+        super().__init__()
+        self.layer, self.constant = nn.Linear(3, 3), constant
+
+    def forward(self, x):
+        return x + self.layer(self.constant.to(x))
+
+
 UNKNOWN = {
-    "reflected": (lambda x: F.pad(x, (1, 1), mode="reflect"), "pad"),
     "padded by ones": (lambda x: F.pad(x, (1, 1), value=1.0), "pad"),
     "product": (lambda x: x * torch.relu(x), "a product or ratio of two values"),
     "ratio": (lambda x: 1 / x, "a product or ratio of two values"),
     "rounded ratio": (lambda x: torch.div(x, 2, rounding_mode="floor"), "a product or ratio of two values"),
     "nothing's ratio": (lambda x: x / 0, "a product or ratio of two values"),
-    "constant": (lambda x: x + 1, "add"),
+    "infinite constant": (lambda x: x + math.inf, "a constant that is not finite"),
+    "constants in a list": (lambda x: torch.cat([x, torch.ones_like(x)], 1), "cat"),
+    "clamped above zero": (lambda x: x.clamp(0.1, 1), "clamp"),
+    "steep threshold": (lambda x: F.threshold(x, 0.1, 0.0), "_threshold"),
+    "places": (lambda x: x + x.max(1, keepdim=True)[1], "getitem"),
+    "masked": (lambda x: x.masked_fill(x < 0, 0), "lt"),
+    "with a bias": (lambda x: F.linear(x, torch.ones(3, 3), torch.ones(3)), "a product or ratio of two values"),
+    "layer of a constant": (_Of(torch.ones(1, 4, 4, 3)), "a layer of a constant"),
     "scaled sum": (lambda x: torch.add(x, x, alpha=2), "add"),
     "whole numbers": (lambda x: x.to(torch.long).float(), "to"),
     "steep leaky": (lambda x: F.leaky_relu(x, 2.0), "leaky_relu"),

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import Residual, drawn
+from idioms import BENT, CONSTANT, LINEAR, MEETING, NEITHER, Between
 from sensitivity_cases import Functional, normal
 from torch import nn
 
-from genlib.network import operations
+from genlib.network import kinds
 from genlib.sensitivity import ellipse, pieces, transitions
 
 
@@ -95,4 +96,46 @@ def test_functions_methods_skips_and_layers_in_place():
 
 
 def test_every_operation_that_the_network_calls_piecewise_linear_has_its_pieces():
-    assert set(pieces._KINKS) | set(pieces._POOLS) == operations._PIECEWISE_LINEAR
+    bent = {operation for operation, (kind, *_) in kinds.TABLE.items() if kind == "piecewise linear"}
+    bent |= {layer for layer, kind in kinds.MODULES.items() if kind == "piecewise linear"}
+    assert {*pieces._KINKS, *pieces._POOLS, *pieces._CHOICES} == bent
+
+
+def flips(codes):
+    """How many of the units' codes [points, …] change at each step of a closed path."""
+    return sum((code != code.roll(-1, 0)).flatten(1).sum(1) for code in codes)
+
+
+def images(points=30, seed=0):
+    return 2 * ellipse(*normal(3, 2, 5, 4, seed=seed), points=points)
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_what_bends_changes_its_pieces_where_its_numbers_say(name):
+    function, codes = BENT[name]
+    network, path = drawn(Between(function).double()), images()
+    with torch.no_grad():
+        x = network.conv(path)
+        expected = flips(codes(x)) + flips([function(x.clone()) > 0])
+    assert torch.equal(transitions(network, path), expected) and flips(codes(x)).sum() > 0
+
+
+@pytest.mark.parametrize("name", {**LINEAR, **CONSTANT, **MEETING})
+def test_what_is_affine_has_no_pieces_of_its_own(name):
+    network, path = drawn(Between({**LINEAR, **CONSTANT, **MEETING}[name]).double()), images()
+    with torch.no_grad():
+        y = network.function(network.conv(path))
+        zero, units = torch.zeros(1, 48).double(), torch.eye(48).double()
+        shift = network.function(zero.view(-1, 4, 4, 3)).flatten(1)
+        affine = nn.Linear(48, shift.numel()).double()
+        affine.weight.copy_((network.function(units.view(-1, 4, 4, 3)).flatten(1) - shift).T)
+        affine.bias.copy_(shift[0])
+    twin = nn.Sequential(network.conv, nn.Flatten(), affine, nn.ReLU(), network.head)
+    assert torch.equal(transitions(network, path), transitions(twin, path))
+    assert torch.equal(transitions(network, path, chunk_size=7), flips([y > 0])) and flips([y > 0]).sum() > 0
+
+
+@pytest.mark.parametrize("name", NEITHER)
+def test_what_is_neither_has_no_pieces(name):
+    with pytest.raises(ValueError, match=r"^network: .* (are unknown|is not piecewise linear)"):
+        transitions(Written(NEITHER[name][0]), images()[:, 0])

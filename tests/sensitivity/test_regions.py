@@ -258,3 +258,24 @@ def test_a_constant_made_in_the_forward_pass_changes_no_transition():
     network, path = Turned(), torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     plain = nn.Sequential(network.layer, nn.ReLU())
     assert torch.equal(transitions(network, path), transitions(plain, path)) and transitions(plain, path).sum() > 0
+
+
+class Shifted(nn.Module):
+    """Arithmetic on a buffer, which torch.fx does once and for all."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 7), nn.Linear(7, 2)
+        self.register_buffer("shift", torch.full((7,), shift))
+
+    def forward(self, x):
+        return self.head(torch.relu(self.layer(x) + 2 * self.shift))
+
+
+def test_what_one_network_of_a_stack_computes_from_its_buffers_is_not_that_of_the_others():
+    path = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    alike = [Shifted(0.1) for _ in range(2)]
+    found = transitions(Network.stack(alike), path)
+    assert torch.equal(found, torch.stack([transitions(module, path) for module in alike])) and found.sum() > 0
+    with pytest.raises(ValueError, match=r"^network: torch\.fx can't trace"):
+        transitions(Network.stack([Shifted(0.1), Shifted(0.5)]), path)
