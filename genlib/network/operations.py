@@ -228,9 +228,8 @@ def _overwrites(graph: fx.Graph, module: nn.Module) -> bool:
         written = getattr(layer, "inplace", False) if layer else node.op.startswith("call") and _written(node)
         x = first(node) if isinstance(first(node), fx.Node) else None
         if written and x is not None:
-            if x in data and not isinstance(
-                (*node.args, None, None)[1], tuple | list
-            ):  # neither a number nor a tuple of tensors
+            several = isinstance((*node.args, None, None)[1], tuple | list)
+            if x in data and not several:
                 x.replace_all_uses_with(node, lambda user, node=node: place[user] > place[node])
             shared = used_later(sharing[owner[x]], node) or isinstance(owner[x], str)
             if shared and node.target in _IN_PLACE:

@@ -130,7 +130,7 @@ def test_modules_within_modules_and_gates_are_matched():
 @pytest.mark.parametrize("argument", ["include", "exclude"])
 def test_patterns_that_nothing_matches_or_that_are_none_are_refused(argument, unchecked):
     for patterns, said in {
-        "secnd": "holds 'secnd', which is no part of the network",
+        "missing": "holds 'missing', which is no part of the network",
         ("head", "fir?"): r"holds 'fir\?', which is no part",
         3: "is 3; give the name of a module",
         (3,): r"is \(3,\); give the name of a module",
