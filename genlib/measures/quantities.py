@@ -226,8 +226,9 @@ class Quantities:
         return self._distances("spectral")
 
     def _distances(self, norm: str | tuple[int, int]) -> Float[Tensor, " layers"]:
-        parts = {"input_shape": self.input_shape, "exclude": self.unknown}
-        return norms.distances(self.network, self.initial, norm=norm, **parts).double()
+        shape = self.input_shape if norm == "spectral" else None
+        found = norms.distances(self.network, self.initial, norm=norm, input_shape=shape, exclude=self.unknown)
+        return found.double()
 
     # Its outputs
 

@@ -246,3 +246,11 @@ def test_of_whole_numbers_only_what_moves_them_is_missing(measured):
     assert tables[0].loc[moved, "reason"].str.match("inputs is of torch.uint8, .* make them float").all()
     pd.testing.assert_frame_equal(*(table.drop(moved) for table in tables))
     assert (tables[0].drop(moved)["reason"] == "").all()
+
+
+def test_distances_of_layers_need_no_shape_of_a_sample_but_the_spectral_one():
+    network, start = nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.Linear(4, 3))
+    table = evaluate(network, initial=start, names=["frobenius_distance", "spectral_distance"])
+    moved = (network[0].weight - start[0].weight).square().sum().item()
+    assert table.loc["frobenius_distance", "value"] == pytest.approx(moved, rel=1e-6)
+    assert table.loc["spectral_distance", "reason"].startswith("input_shape is missing")
