@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import drawn
+from grammar import Cube
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -173,21 +174,6 @@ def test_singular_values_and_numbers_that_are_missing():
         "stable_rank: all weights are zero",
         "",
     ]
-
-
-class Cube(torch.autograd.Function):
-    """Right once, without a second derivative."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * gradient
 
 
 class Cubed(nn.Module):
