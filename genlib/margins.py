@@ -180,7 +180,7 @@ def _with_inputs_of_layers(network: Network, floating: bool) -> tuple[nn.Module,
 def _margins(module: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The inputs as a leaf, and the margins that hang on it."""
     with torch.enable_grad(), without_recomputation():
-        x = x.detach().requires_grad_(x.is_floating_point())
+        x = x.detach().to(labels.device).requires_grad_(x.is_floating_point())
         logits = logits_of(module(x.clone()), len(x))  # a clone, for an operation in place may not touch a leaf
         m = margins_of_logits(logits, labels)
     if not m.requires_grad:

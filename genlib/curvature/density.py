@@ -1,7 +1,7 @@
 """The density of all eigenvalues."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from genlib.curvature.lanczos import quadrature
@@ -20,7 +20,7 @@ __all__ = ["spectral_density"]
 def spectral_density(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     steps: int = 50,
     draws: int = 5,
@@ -40,7 +40,7 @@ def spectral_density(
         if value < 1:
             raise ValueError(f"{name} is {value}; give at least 1")
     objective = objective_of(network, inputs, labels, loss, chunk_size)
-    generator = seeded_generator(generator, objective.inputs.device)
+    generator = seeded_generator(generator, objective.device)
     nodes, weights = [], []
     for one in objective.each:
         operator = hessian(one)

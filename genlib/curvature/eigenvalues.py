@@ -3,7 +3,7 @@
 import warnings
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from genlib.curvature.gauss_newton import gram_matrix, unknown_gradients, unlike_samples
@@ -25,7 +25,7 @@ _GRAM_LIMIT = 20_000  # rows: 3.2 GB in float64
 def top_eigenvalues(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     k: int,
     *,
     loss: Loss = "cross_entropy",
@@ -49,7 +49,7 @@ def top_eigenvalues(
     _require_tolerance(tolerance, objective)
     if max_matvecs < k:
         raise ValueError(f"max_matvecs is {max_matvecs}; give at least k = {k}")
-    generator = seeded_generator(generator, objective.inputs.device)
+    generator = seeded_generator(generator, objective.device)
     found, passes = [], 0.0
     for one in objective.each:
         operator = hessian(one)
@@ -75,7 +75,7 @@ def top_eigenvalues(
 def gauss_newton_eigenvalues(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     loss: Loss = "cross_entropy",
     chunk_size: int | None = None,

@@ -75,10 +75,10 @@ def unlike_samples(objective: Objective) -> str | None:
 
     As where an axis other than the samples' comes first, or a weight takes part that no layer holds.
     """
-    if "layers" in objective.network.passed or objective.inputs.device.type == "meta":
+    if "layers" in objective.network.passed or objective.device.type == "meta":
         return None
     few = next(objective.each)
-    x = spread(few.inputs, 0)
+    x = spread(few.inputs, 0).to(objective.device)
     module, met = with_records(few.network)
     with torch.enable_grad():
         logits = logits_of(module(x), len(x))
@@ -113,7 +113,8 @@ def _batched(layer: nn.Module, x: Tensor) -> bool:
 
 
 def _own(layer: nn.Module) -> set[str]:
-    return {name for name, _ in layer.named_parameters(recurse=False)}
+    """The names of its own weights that move."""
+    return {name for name, w in layer.named_parameters(recurse=False) if w.requires_grad}
 
 
 def exact_trace(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
@@ -92,7 +92,7 @@ def _can_be_batched(objective: Objective, loss: Callable) -> bool:
 def gradient_variance(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     loss: Loss = "cross_entropy",
     chunk_size: int | None = None,

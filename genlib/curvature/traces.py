@@ -1,7 +1,7 @@
 """The Hessian's trace, exact or by random vectors, its norm, and what Gauss-Newton leaves out of it."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from genlib.curvature import sketches
@@ -22,7 +22,7 @@ __all__ = ["frobenius_norm", "gauss_newton_error", "trace"]
 def trace(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     loss: Loss = "cross_entropy",
     method: str = "auto",
@@ -49,7 +49,7 @@ def trace(
         raise ValueError(f"cotangents is {cotangents}; draw at least 2 a sample, for the error comes from their spread")
     _require_vectors(vectors)
     objective = objective_of(network, inputs, labels, loss, chunk_size, twice=False)
-    generator = seeded_generator(generator, objective.inputs.device)
+    generator = seeded_generator(generator, objective.device)
     why = obstacle(objective.network, loss) or unlike_samples(objective)
     if method == "exact" and why:
         raise ValueError(f"{why}; method='hutch++' estimates the trace")
@@ -66,7 +66,7 @@ def trace(
 def frobenius_norm(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     loss: Loss = "cross_entropy",
     vectors: int = 30,
@@ -85,7 +85,7 @@ def frobenius_norm(
     """
     _require_vectors(vectors)
     objective = objective_of(network, inputs, labels, loss, chunk_size)
-    generator = seeded_generator(generator, objective.inputs.device)
+    generator = seeded_generator(generator, objective.device)
     size = objective.network.size
     pairs = [known] if size is None else [known and of_model(known, i) for i in range(size)]
     found = [
@@ -99,7 +99,7 @@ def frobenius_norm(
 def gauss_newton_error(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     loss: Loss = "cross_entropy",
     vectors: int = 30,
@@ -116,7 +116,7 @@ def gauss_newton_error(
     """
     _require_vectors(vectors)
     objective = objective_of(network, inputs, labels, loss, chunk_size)
-    generator = seeded_generator(generator, objective.inputs.device)
+    generator = seeded_generator(generator, objective.device)
     found = [sketches.relative_distance(hessian(one), gauss_newton(one), vectors, generator) for one in objective.each]
     return joined_estimates(found, objective.network.size, "Hessian, or one part in it over a whole of zero,")
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from genlib.curvature.eigenvalues import top_eigenvalues
@@ -27,7 +27,7 @@ class LogVolume(Estimate):
 def log_basin_volume(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     k: int | None = None,
     *,
     floor: float = 1e-4,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from genlib.landscape.grids import ROUNDING, losses_at, objective_of, over
@@ -39,7 +39,7 @@ class BasinRadius:
 def basin_radius(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     increase: float,
     directions: int = 100,
@@ -68,7 +68,7 @@ def basin_radius(
         raise ValueError(f"tolerance is {tolerance}; it must lie between 0 and 1")
     objective = objective_of(network, inputs, labels, loss, chunk_size)
     params, size = objective.network.params, objective.network.size
-    generator = seeded_generator(generator, objective.inputs.device)
+    generator = seeded_generator(generator, objective.device)
     at_rest = objective.at_rest()
     if not (increase > ROUNDING * torch.finfo(at_rest.dtype).eps * at_rest.abs()).all():
         raise ValueError(

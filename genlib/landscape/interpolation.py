@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from genlib.landscape.grids import (
@@ -39,7 +39,7 @@ def line(
     start: nn.Module | Network,
     end: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     points: int = 25,
     limits: tuple[float, float] = (0.0, 1.0),
@@ -74,7 +74,7 @@ def plane(
     first: nn.Module | Network,
     second: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     points: int = 21,
     margin: float = 0.2,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from genlib.landscape.grids import Surface, equal_steps, objective_of, on_grid, require_points
@@ -21,7 +21,7 @@ __all__ = ["filter_normalized_directions", "surface"]
 def surface(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     directions: Sequence[Params] | None = None,
     radius: float = 1.0,

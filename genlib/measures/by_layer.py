@@ -17,6 +17,7 @@ from genlib.network.losses import Loss
 from genlib.network.objective import Objective
 from genlib.network.parts import Patterns, above, one_by_one
 from genlib.network.precision import full_precision
+from genlib.network.targets import sample_axes
 
 __all__ = ["layers"]
 
@@ -57,7 +58,8 @@ def layers(
         return _of_each(network, data, initial, {**options, "singular_values": singular_values, "loss": loss})
     objective = None
     if data is not None:
-        objective = _objective(*network_and_samples(network, data), loss)
+        network, inputs, labels = network_and_samples(network, data)
+        objective = _objective(network, inputs, labels, loss)
         network, input_shape = objective.network, input_shape or tuple(objective.inputs.shape[1:])
     unknown = norms.unknown_parts(network)
     found = norms.layer_norms(
@@ -81,7 +83,7 @@ def layers(
     columns |= {} if found.distances is None else {"distance": found.distances}
     refusal = ""
     if objective is not None:
-        more, refusal, table.attrs["passes"] = _of_data(objective, loss, found)
+        more, refusal, table.attrs["passes"] = _of_data(objective, labels, loss, found)
         columns |= more
     table[list(columns)] = torch.stack([column.double() for column in columns.values()], 1).tolist()
     missing = {"stable_rank": "all weights are zero", "hessian_trace": refusal}
@@ -102,7 +104,7 @@ def _of_each(network: Network, data: object, initial: nn.Module | Network | None
     if len(starts) != network.size:
         raise ValueError(f"initial holds {len(starts)} networks, network {network.size}; give each network its own")
     _, inputs, labels = (None, None, None) if data is None else network_and_samples(network, data)
-    of_each = labels is not None and labels.dim() == 2
+    of_each = data is not None and sample_axes(inputs, labels, network.size) == 2
     tables = {}
     for i, (one, start) in enumerate(zip(network.each, starts, strict=True)):
         own = (inputs[i], labels[i]) if of_each else data
@@ -120,7 +122,9 @@ def _objective(network: Network, inputs: Tensor, labels: Tensor | None, loss: Lo
     return objective
 
 
-def _of_data(objective: Objective, loss: Loss, found: norms.LayerNorms) -> tuple[dict[str, Tensor], str, float]:
+def _of_data(
+    objective: Objective, labels: Tensor, loss: Loss, found: norms.LayerNorms
+) -> tuple[dict[str, Tensor], str, float]:
     """The columns of the loss, why there is no trace if there is none, and the forward passes."""
     value, gradient = objective.gradient(objective.network.params)
     objective.finite(value)
@@ -129,7 +133,7 @@ def _of_data(objective: Objective, loss: Loss, found: norms.LayerNorms) -> tuple
     squares = {name: sum(one.double().square().sum() for one in own) for name, own in parts}
     columns = {"gradient_norm": torch.stack([sum(own, zero).sqrt() for own in _own(found, squares)])}
     try:
-        trace = curvature.trace(objective.network, objective.inputs, objective.labels, loss=loss)
+        trace = curvature.trace(objective.network, objective.inputs, labels, loss=loss)
     except ValueError as refusal:
         nothing = torch.full_like(found.spectral, math.nan)
         return columns | {"hessian_trace": nothing, "standard_error": nothing}, str(refusal), 3.0

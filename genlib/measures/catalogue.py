@@ -128,7 +128,7 @@ ROWS = (
 
     # How it hangs on the inputs
     ("jacobian_norm", r"\|J\|_F", r"\tfrac1m\sum_j\|\partial p(x_j)/\partial x\|_F",
-        "novak2018", _DATA, 11, _FUNCTION, lambda s: s.jacobian_norms["probabilities"].double().mean()),
+        "novak2018", _DATA, 11, _FUNCTION, lambda s: s.probability_jacobian_norms.double().mean()),
     ("input_gradient", r"\|\nabla_xf\|^2", r"\tfrac1m\sum_j\|\partial f(x_j)/\partial x\|_F^2",
         "wu2017", _DATA, 11, _FUNCTION, lambda s: s.jacobian_norms["logits"].double().square().mean()),
     ("transitions", r"t", r"\text{changes of a linear piece along an ellipse through three samples, on average}",

@@ -17,6 +17,7 @@ from genlib.measures.samples import Samples, network_and_samples
 from genlib.measures.searches import Shared
 from genlib.network import Network
 from genlib.network.errors import first_line, out_of_memory
+from genlib.network.losses import Loss
 from genlib.network.precision import full_precision
 from genlib.train import Run
 
@@ -42,6 +43,10 @@ def evaluate(
     run: Run | Sequence[Run] | None = None,
     names: Iterable[str] | None = None,
     input_shape: tuple[int, ...] | None = None,
+    loss: Loss = "cross_entropy",
+    chunk_size: int | None = None,
+    k: int = 10,
+    trainable_only: bool = False,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Measures of one network by name, all that apply unless `names` are given: one row each, in their order.
@@ -54,6 +59,10 @@ def evaluate(
     a dict with labels, or a loader, list or dataset of such batches or samples, which is read into memory once and
     brought to where the network is. Of inputs alone, rows that need labels say that they are missing; without data
     there are those of the weights, some of which need the `input_shape` of a sample.
+    `loss`, as `Objective.of` takes it, is that of curvature, gradients and sharpness. Where labels are other than
+    classes, as targets of regression, rows of classes, margins and the error say so; `cross_entropy` stays what it is.
+    `chunk_size`: samples that pass at a time; `k`: eigenvalues of `log_volume`. `trainable_only`: what moves, and is
+    w, are the parameters that require a gradient; norms of layers remain those of all layers.
     `initial`, `first_epoch`: the network before training (with a `run`, its start), and after an epoch. A stack, whose
     networks may have data of their own ([models, samples, …]) and a run each: an index level `network` in front. Small
     dense networks search together, so `passes` is then that of the longest search.
@@ -65,8 +74,13 @@ def evaluate(
     if not isinstance(names, Iterable):
         raise ValueError(f"names is of {type(names).__name__}; give names of the catalogue, or none for all")
     measures = [_named(name) for name in names]
-    if not isinstance(seed, int):
-        raise ValueError(f"seed is {seed!r}; give a whole number")
+    for argument, given, least in (("seed", seed, -math.inf), ("chunk_size", chunk_size or 1, 1), ("k", k, 1)):
+        if not isinstance(given, int) or given < least:
+            raise ValueError(f"{argument} is {given!r}; give a whole number{'' if given is seed else ' of at least 1'}")
+    if loss == "error":
+        raise ValueError(
+            "loss is 'error', which has no gradient; name another, for rows of the error are that in any case"
+        )
     for one in [] if run is None else [run] if isinstance(run, Run) else run:
         if not isinstance(one, Run):
             raise ValueError(
@@ -81,7 +95,8 @@ def evaluate(
         name: None if other is None else Network.of(other, name).taking(network.arguments)
         for name, other in (("initial", initial), ("first_epoch", first_epoch))
     }
-    shared = {"run": run, "input_shape": input_shape, "seed": seed, **others}
+    options = {"loss": loss, "chunk_size": chunk_size, "k": k, "trainable_only": trainable_only}
+    shared = {"run": run, "input_shape": input_shape, "seed": seed, **options, **others}
     if network.size is None:
         return _rows(Shared(network, inputs, labels, **shared), measures, [])
     for name, other in others.items():

@@ -5,19 +5,27 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from genlib import margins, norms, sensitivity
+from genlib import margins, sensitivity
 from genlib.estimates import Estimate
+from genlib.measures.layer_quantities import LayerQuantities
 from genlib.measures.once import once, quantity
 from genlib.network import Network, Params
 from genlib.network.blocks import EMBEDDINGS
 from genlib.network.door import Entangled
-from genlib.network.losses import logits_of_classes, sample_losses
-from genlib.network.objective import Objective, require_finite, seeded_generator, stand_ins, start_of
-from genlib.network.parts import above
+from genlib.network.losses import LOSSES, Loss, logits_of_classes, sample_losses
+from genlib.network.objective import (
+    Objective,
+    require_finite,
+    require_labels,
+    seeded_generator,
+    stand_ins,
+    start_of,
+)
 from genlib.network.precision import upcast_network
+from genlib.network.targets import sample_axes
 from genlib.train import Run
 
 __all__ = ["Quantities", "total"]
@@ -39,39 +47,47 @@ def total(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
     return torch.stack([tensor.double().sum() for tensor in tensors]).sum()
 
 
-class Quantities:
+class Quantities(LayerQuantities):
     """One network with its data and its start, and what it is as it stands; `passes` counts what that has cost."""
 
     def __init__(
         self,
         network: Network,
         inputs: Tensor | None,
-        labels: Int[Tensor, "..."] | None,
+        labels: Shaped[Tensor, "..."] | None,
         *,
         initial: Network | None,
         first_epoch: Network | None = None,
         run: Run | None = None,
         input_shape: tuple[int, ...] | None = None,
+        loss: Loss = "cross_entropy",
+        chunk_size: int | None = None,
+        trainable_only: bool = False,
         seed: int,
     ):
         if not network.params:
             raise ValueError("network has no parameters; there is nothing to measure")
+        moved = network.trainable if trainable_only else network
         if inputs is None:
             network.require_eval()
-            self._objective, self.network = ValueError(_NO_DATA), upcast_network(network)
+            self._objective, moved = ValueError(_NO_DATA), upcast_network(moved)
         else:
             try:
-                self._objective = Objective.of(network, inputs, stand_ins(inputs) if labels is None else labels)
-                self.network = self._objective.network  # which has passed the door
+                compared = (stand_ins(inputs), "cross_entropy") if labels is None else (labels, loss)
+                self._objective = Objective.of(moved, inputs, *compared, chunk_size)
+                moved = self._objective.network  # which has passed the door
             except Entangled as refusal:
-                self._objective, self.network = refusal, upcast_network(network)
-            input_shape = tuple(inputs.shape[1 if labels is None else labels.dim() :])
-        self._labels = ValueError(_NO_DATA if inputs is None else _NO_LABELS) if labels is None else labels.long()
+                self._objective, moved = refusal, upcast_network(moved)
+            input_shape = tuple(inputs.shape[sample_axes(inputs, labels, network.size) :])
+        self._moved, self.network = moved, moved.moving(network.params)
+        self._targets = ValueError(_NO_DATA if inputs is None else _NO_LABELS) if labels is None else labels
+        self._loss = loss
         self._input_shape = input_shape
-        self.weights = self.network.params
+        self.weights = moved.params
         self._device = next(iter(self.weights.values())).device
         self._initial = initial and replace(initial, ran=self.network.ran)
         self._first_epoch, self._run, self._seed = first_epoch, run, seed
+        self._at_once = {} if chunk_size is None else {"chunk_size": chunk_size}
         self._found, self.passes = {}, 0.0
 
     def number(self, value: float | int) -> Float[Tensor, ""]:
@@ -86,12 +102,21 @@ class Quantities:
     @property
     def objective(self) -> Objective:
         """The mean loss over the data; refused where no loss hangs on one sample alone."""
-        _there(self._labels)
+        _there(self._targets)
         return self.unlabelled
 
-    @property
-    def labels(self) -> Int[Tensor, "..."]:
-        return _there(self._labels)
+    @quantity
+    def labels(self) -> Int[Tensor, " samples"]:
+        """Those of classes, one a sample; refused where the data have none, or other targets."""
+        labels = _there(self._targets)
+        self.require_classes()
+        require_labels(labels, self.unlabelled.outputs)
+        return labels.long()
+
+    def require_classes(self) -> None:
+        """Refuse outputs that are compared with other than classes, and so tell none apart."""
+        if isinstance(self._targets, Tensor) and (self._targets.is_floating_point() or self._targets.dim() > 1):
+            raise ValueError("labels are no classes, and this is about classes; it needs one whole number a sample")
 
     @property
     def samples(self) -> int:
@@ -146,90 +171,6 @@ class Quantities:
         """‖w − w⁰‖²."""
         return total(d.double().square() for d in self.displacement.values())
 
-    # Its layers
-
-    @quantity
-    def unknown(self) -> dict[str, str]:
-        """The parts that no norm of layers knows, and that are left out of all quantities of layers."""
-        return norms.unknown_parts(self.network)
-
-    @property
-    def part(self) -> str:
-        """Over which part of the network the quantities of layers are, if not over all of it."""
-        if not self.unknown:
-            return ""
-        named = [f"{name} ({kind})" for name, kind in self.unknown.items()]
-        more = [f"{len(named) - 3} more"] if len(named) > 3 else []
-        *first, last = [*named[:3], *more]
-        share = sum(w.numel() for name, w in self.weights.items() if self.unknown.keys() & {*above(name), name})
-        return (
-            f"over part of the network, without {', '.join(first)}{' and ' * bool(first)}{last}, which no norm of "
-            f"layers knows: {100 * share / self.parameters:.3g} % of its parameters"
-        )
-
-    @quantity
-    def shapes(self) -> list[norms.LayerShape]:
-        """Outputs, inputs and taps of each layer, of a convolution its channels and the places of its kernel."""
-        return norms.layer_shapes(self.network, exclude=self.unknown)
-
-    @property
-    def depth(self) -> int:
-        return len(self.shapes)
-
-    @property
-    def log_outputs(self) -> float:
-        return sum(math.log(shape.outputs) for shape in self.shapes)
-
-    @quantity
-    def frobenius(self) -> Float[Tensor, " layers"]:
-        return norms.frobenius_norms(self.network, exclude=self.unknown).double()
-
-    @quantity
-    def spectral(self) -> Float[Tensor, " layers"]:
-        shape = self.input_shape
-        return norms.require_nonzero(
-            norms.spectral_norms(self.network, input_shape=shape, exclude=self.unknown).double()
-        )
-
-    @property
-    def stable_ranks(self) -> Float[Tensor, " layers"]:
-        spectral = self.spectral
-        frobenius = norms.operator_frobenius_norms(self.network, input_shape=self.input_shape, exclude=self.unknown)
-        return (frobenius / spectral).square()
-
-    @property
-    def log_frobenius(self) -> Float[Tensor, ""]:
-        return norms.log_product(self.frobenius)
-
-    @property
-    def log_spectral(self) -> Float[Tensor, ""]:
-        return norms.log_product(self.spectral)
-
-    @once
-    def log_groups(self, p: float | int, q: float | int) -> Float[Tensor, ""]:
-        return norms.log_product(norms.group_norms(self.network, p, q, exclude=self.unknown))
-
-    @once
-    def log_path(self, p: int) -> Float[Tensor, ""]:
-        return norms.log_path_norm(self.network, input_shape=self.input_shape, p=p)
-
-    @quantity
-    def frobenius_distance(self) -> Float[Tensor, " layers"]:
-        return self._distances("frobenius")
-
-    @quantity
-    def row_distance(self) -> Float[Tensor, " layers"]:
-        return self._distances((2, 1))
-
-    @quantity
-    def spectral_distance(self) -> Float[Tensor, " layers"]:
-        return self._distances("spectral")
-
-    def _distances(self, norm: str | tuple[int, int]) -> Float[Tensor, " layers"]:
-        shape = self.input_shape if norm == "spectral" else None
-        found = norms.distances(self.network, self.initial, norm=norm, input_shape=shape, exclude=self.unknown)
-        return found.double()
-
     # Its outputs
 
     @quantity
@@ -238,7 +179,7 @@ class Quantities:
         batches = self.unlabelled.batches
         self.passes += 1
         with torch.no_grad():
-            found = torch.cat([self.network.apply(self.weights, inputs) for inputs, _ in batches])
+            found = torch.cat([self._moved.apply(self.weights, inputs) for inputs, _ in batches])
         return require_finite(found, "output")
 
     @quantity
@@ -258,7 +199,7 @@ class Quantities:
     @quantity
     def input_margins(self) -> Float[Tensor, " samples"]:
         """How far each input is from where the network changes its mind, to first order."""
-        found = margins.input_margins(self.network, self._varied, self.labels).double()
+        found = margins.input_margins(self.network, self._varied, self.labels, **self._at_once).double()
         self.passes += 2
         return found
 
@@ -268,8 +209,9 @@ class Quantities:
         inputs = self._inputs
         if not inputs.is_floating_point() and any(isinstance(m, EMBEDDINGS) for m in self.network.module.modules()):
             raise ValueError("inputs are indices of an embedding, which have no norm; take a measure without it")
-        inputs = inputs if inputs.is_floating_point() else inputs.double()
-        return torch.linalg.vector_norm(inputs.flatten(1), dim=1).double()  # in float64 all would take tenfold
+        chunks = (x.flatten(1).to(self._device) for x in inputs.split(self.unlabelled.chunk_size))
+        chunks = (x if x.is_floating_point() else x.double() for x in chunks)
+        return torch.cat([torch.linalg.vector_norm(x, dim=1).double() for x in chunks])  # in float64 tenfold the time
 
     @property
     def log_inputs(self) -> Float[Tensor, ""]:
@@ -278,10 +220,12 @@ class Quantities:
 
     @property
     def cross_entropy(self) -> Float[Tensor, ""]:
-        return sample_losses(self.objective.loss, self.logits, self.labels).mean()
+        labels = self.labels
+        return sample_losses(LOSSES["cross_entropy"], self.logits, labels).mean()
 
     @property
     def negative_entropy(self) -> Float[Tensor, ""]:
+        self.require_classes()
         log_p = logits_of_classes(self.logits).log_softmax(-1)
         return (log_p.exp() * log_p).sum(-1).mean()
 
@@ -290,17 +234,24 @@ class Quantities:
     @quantity
     def jacobian_norms(self) -> dict[str, Float[Tensor, " samples"]]:
         """‖J(x)‖_F of the probabilities and of the logits."""
-        found = sensitivity.jacobian_norms(self.network, self._varied, of=("probabilities", "logits"))
+        both = ("probabilities", "logits")
+        found = sensitivity.jacobian_norms(self.network, self._varied, of=both, **self._at_once)
         self.passes += 1 + self.unlabelled.classes
         return found
+
+    @property
+    def probability_jacobian_norms(self) -> Float[Tensor, " samples"]:
+        self.require_classes()
+        return self.jacobian_norms["probabilities"]
 
     @quantity
     def transitions(self) -> Estimate:
         """Changes of a linear piece along ellipses through three samples each."""
         count = -(-self.samples // _SAMPLES)
         chosen = torch.randint(self.samples, (3, count), generator=self._generator(), device=self._device)
-        paths = sensitivity.ellipse(*self._varied[chosen], points=_POINTS, dim=1)
-        changes = sensitivity.transitions(self.network, paths, dim=1).double().sum(1)
+        inputs = self._varied
+        paths = sensitivity.ellipse(*inputs[chosen.to(inputs.device)], points=_POINTS, dim=1)
+        changes = sensitivity.transitions(self.network, paths, dim=1, **self._at_once).double().sum(1)
         self.passes += count * _POINTS / self.samples
         error = changes.std() / count**0.5 if count > 1 else self.number(math.inf)
         return Estimate(changes.mean(), error, 0.0)
@@ -309,7 +260,16 @@ class Quantities:
 
     @property
     def _data(self) -> tuple[Network, Tensor, Tensor]:
-        return self.network, self.objective.inputs, self.labels
+        return self._moved, self.objective.inputs, _there(self._targets)
+
+    @property
+    def _classes(self) -> tuple[Network, Tensor, Tensor]:
+        return self._moved, self.objective.inputs, self.labels
+
+    @property
+    def _options(self) -> dict:
+        """Of a kernel of the loss."""
+        return {"loss": self._loss, **self._at_once}
 
     def _generator(self) -> torch.Generator:
         return seeded_generator(None, self._device, self._seed)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from genlib import curvature, pac_bayes, sharpness
@@ -16,8 +16,9 @@ from genlib.measures.quantities import Quantities
 from genlib.network import Network, dense_steps
 from genlib.network.derivatives import require_derivatives, twice_differentiable
 from genlib.network.door import Entangled
-from genlib.network.losses import zero_one_loss
+from genlib.network.losses import Loss, zero_one_loss
 from genlib.network.objective import measurable, require_finite, stand_ins, start_of, with_slope
+from genlib.network.targets import sample_axes, with_targets
 from genlib.sharpness import deviations
 from genlib.sharpness.noise import Noise
 from genlib.train import Run
@@ -31,7 +32,7 @@ _RHO = 0.05  # radius of SAM
 _SIGMAS = {"isotropic": 0.05, "magnitude": 0.04, "displacement": 0.04, "scaled": 0.02}  # where a search starts
 _ASCENT = 20  # steps of the ascent in a box; twice as many leave the order of networks, at τ ≥ 0.95
 _RADII = {"isotropic": 5e-3, "magnitude": 0.03, "displacement": 0.03}
-_EIGENVALUES, _TOLERANCE = 10, 1e-5
+_TOLERANCE = 1e-5
 _VECTORS = 6  # for the rest of the norm of the Hessian
 
 
@@ -65,31 +66,32 @@ class Shared(Quantities):
     `stack` is the same of all networks of a stack, if it is one of those, and its place there.
     """
 
-    def __init__(self, *arguments, stack: "tuple[Shared, int] | None" = None, **more):
+    def __init__(self, *arguments, stack: "tuple[Shared, int] | None" = None, k: int = 10, **more):
         super().__init__(*arguments, **more)
-        self._stack = stack
+        self._stack, self._k = stack, k
 
     @classmethod
     def of_each(
         cls,
         network: Network,
         inputs: Tensor | None,
-        labels: Int[Tensor, "..."] | None,
+        labels: Shaped[Tensor, "..."] | None,
         *,
         initial: Network | None,
         first_epoch: Network | None,
         run: Sequence[Run] | None,
-        input_shape: tuple[int, ...] | None,
-        seed: int,
+        loss: Loss,
+        **more,
     ) -> "list[Shared]":
         """Those of a stack's networks, which share searches where that is faster."""
         if inputs is not None:
             with contextlib.suppress(Entangled):  # each of them finds that again
-                network, _ = measurable(network, inputs, stand_ins(inputs) if labels is None else labels, None)
+                _, numbers = with_targets(loss, inputs, stand_ins(inputs) if labels is None else labels, network.size)
+                network, _ = measurable(network, inputs, numbers, None)
         whole = None
         if labels is not None and _faster_together(network):
-            whole = cls(network, inputs, labels, initial=initial, seed=seed)
-        nothing, of_each = [None] * network.size, labels is not None and labels.dim() == 2
+            whole = cls(network, inputs, labels, initial=initial, loss=loss, **more)
+        nothing, of_each = [None] * network.size, inputs is not None and sample_axes(inputs, labels, network.size) == 2
         return [
             cls(
                 one,
@@ -98,8 +100,8 @@ class Shared(Quantities):
                 initial=start,
                 first_epoch=early,
                 run=own,
-                input_shape=input_shape,
-                seed=seed,
+                loss=loss,
+                **more,
                 stack=whole and (whole, i),
             )
             for i, (one, start, early, own) in enumerate(
@@ -115,15 +117,17 @@ class Shared(Quantities):
 
     @quantity
     def trace(self) -> Estimate:
-        found = curvature.trace(*self._data, generator=self._generator())
+        found = curvature.trace(*self._data, **self._options, generator=self._generator())
         self.passes += found.passes
         return found
 
     @quantity
     def eigenpairs(self) -> Eigenpairs:
         """The largest of the Hessian."""
-        k = min(_EIGENVALUES, self.parameters)
-        found = curvature.top_eigenvalues(*self._data, k, tolerance=_TOLERANCE, generator=self._generator())
+        k = min(self._k, self.parameters)
+        found = curvature.top_eigenvalues(
+            *self._data, k, **self._options, tolerance=_TOLERANCE, generator=self._generator()
+        )
         self.passes += found.passes
         return found
 
@@ -140,13 +144,15 @@ class Shared(Quantities):
     @quantity
     def hessian_norm(self) -> Estimate:
         known = self.eigenpairs
-        found = curvature.frobenius_norm(*self._data, vectors=_VECTORS, known=known, generator=self._generator())
+        found = curvature.frobenius_norm(
+            *self._data, **self._options, vectors=_VECTORS, known=known, generator=self._generator()
+        )
         self.passes += found.passes
         return found
 
     @quantity
     def gradient_variance(self) -> Float[Tensor, ""]:
-        found = curvature.gradient_variance(*self._data).double()
+        found = curvature.gradient_variance(*self._data, **self._options).double()
         self.passes += 3
         return found
 
@@ -155,8 +161,9 @@ class Shared(Quantities):
         """The same, after the first epoch."""
         if self._first_epoch is None:
             raise ValueError("first_epoch is missing; give evaluate the network as it was after one epoch of training")
-        start_of(self._first_epoch, self.objective.network)
-        found = curvature.gradient_variance(self._first_epoch, *self._data[1:]).double()
+        start_of(self._first_epoch, self.network)
+        early = self._first_epoch.moving(self.weights)
+        found = curvature.gradient_variance(early, *self._data[1:], **self._options).double()
         self.passes += 3
         return found
 
@@ -172,7 +179,7 @@ class Shared(Quantities):
         square = self.number(0)
         for inputs, labels in self.objective.batches:
             with torch.enable_grad(), twice_differentiable():
-                losses = self.objective.losses(self.network.apply(leaves, inputs), labels)
+                losses = self.objective.losses(self._moved.apply(leaves, inputs), labels)
                 c = torch.ones_like(losses, requires_grad=True)
                 loss = with_slope((c * losses).sum())
                 gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, materialize_grads=True)
@@ -184,27 +191,36 @@ class Shared(Quantities):
 
     @together
     def keskar(self) -> Maximum:
-        return sharpness.keskar_sharpness(*self._data, radius=_KESKAR, steps=_STEPS, generator=self._generator())
+        return self._ascent(sharpness.keskar_sharpness, _KESKAR)
 
     @together
     def worst_case(self) -> Maximum:
-        return sharpness.worst_case_sharpness(*self._data, radius=_WORST, steps=_STEPS, generator=self._generator())
+        return self._ascent(sharpness.worst_case_sharpness, _WORST)
+
+    def _ascent(self, kernel: Callable, radius: float) -> Maximum:
+        return kernel(*self._data, **self._options, radius=radius, steps=_STEPS, generator=self._generator())
 
     @together
     def sam(self) -> Estimate:
-        rise = sharpness.sam_sharpness(*self._data, radius=_RHO)
+        rise = sharpness.sam_sharpness(*self._data, **self._options, radius=_RHO)
         return Estimate(rise, torch.zeros_like(rise), 4.0)
 
     @together
     def _radius(self, kind: str) -> sharpness.RadiusSearch:
         return sharpness.largest_radius(
-            *self._data, increase=_INCREASE, noise=self._noise(kind), steps=_ASCENT, start=_RADII[kind]
+            *self._classes,
+            **self._options,
+            increase=_INCREASE,
+            noise=self._noise(kind),
+            steps=_ASCENT,
+            start=_RADII[kind],
         )
 
     def _sigma(self, of: str, increase: float, kind: str) -> pac_bayes.SigmaSearch:
         # One by one: together, all would go on until the last has found its own.
         found = pac_bayes.largest_sigma(
-            *self._data,
+            *(self._classes if of == "error" else self._data),
+            **self._options,
             of=of,
             increase=increase,
             noise=self._noise(kind),

@@ -74,14 +74,14 @@ def require_derivatives(objective: Objective, *, twice: bool) -> None:
     nothing on the meta device. Memory: 4 times the parameters, 7 if twice, for float64 takes two of each.
     """
     network, check = objective.network, "second derivative" if twice else "gradient"
-    if check in network.passed or objective.inputs.device.type == "meta":
+    if check in network.passed or objective.device.type == "meta":
         return
     few = next(objective.each)
     few = replace(few, inputs=spread(few.inputs, 0), labels=spread(few.labels, 0), chunk_size=few.samples)
     if few.loss in LOSSES.values():
         few = replace(few, loss=square)
     for seed in range(_TRIES):  # a unit may cross its kink on the way
-        generator = seeded_generator(None, few.inputs.device, seed)
+        generator = seeded_generator(None, few.device, seed)
         directions = {name: _Directions.of(w, generator) for name, w in few.network.params.items()}
         try:
             slope, curvature, in_single = _disagreements(few, directions, twice, _FINE)
@@ -195,7 +195,7 @@ def _disagreements(
 
     def slopes(at: float, create_graph: bool = False) -> tuple[Tensor, ...]:
         """φ, ∂φ/∂s and ∂φ/∂t at t = at, and s and t."""
-        s, t = torch.tensor([0.0, at], dtype=dtype, device=objective.inputs.device).unbind()
+        s, t = torch.tensor([0.0, at], dtype=dtype, device=objective.device).unbind()
         s.requires_grad_(), t.requires_grad_()
         nonlocal rounds
         with torch.enable_grad(), twice_differentiable() as composed, without_recomputation():

@@ -30,9 +30,9 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
     A few samples, along `axis`, pass it twice together and once alone, and its graph once: three and a bit forward
     passes over eight of them, and one host read; a network that was admitted passes again for nothing, and so does all
     on the meta device. One that writes into its inputs gets a copy of every batch from now on, one that changes its
-    buffers without a change of its outputs copies of these, with a warning. ValueError: a forward pass that fails,
-    gives no tensor, draws random numbers, changes its outputs with its state, or takes weights that are no parameters
-    of the module; `Entangled`.
+    buffers without a change of its outputs copies of these, with a warning; one that returns probabilities is warned
+    of. ValueError: a forward pass that fails, gives no tensor, draws random numbers, changes its outputs with its
+    state, or takes weights that are no parameters of the module; `Entangled`.
     """
     if "door" in network.passed or inputs.device.type == "meta":
         return network
@@ -65,8 +65,8 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
     kept = [_same(w, lent.params[name]) for name, w in network.params.items()]
     trained = ~torch.stack([*kept, torch.ones_like(misread)]).all()
     del lent
-    looks = [*(~one for one in alike), misread, trained, *changed.values()]
-    random, entangled, writes, misread, trained, *states = torch.stack(looks).tolist()  # the one host read
+    looks = [*(~one for one in alike), misread, trained, _probabilities(first), *changed.values()]
+    random, entangled, writes, misread, trained, probabilities, *states = torch.stack(looks).tolist()  # one host read
     moved = [name for name, state in zip(changed, states, strict=True) if state]
     if trained:
         raise ValueError(
@@ -86,6 +86,12 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
         )
     if entangled:
         raise Entangled(_entangled(network.module))
+    if probabilities:
+        warnings.warn(
+            "network: its outputs are probabilities, and cross-entropy, margins and Jacobians of classes take logits; "
+            "return what enters its softmax",
+            stacklevel=2,
+        )
     if moved:
         warnings.warn(f"network: its forward pass changes {', '.join(moved)}; a copy is measured", stacklevel=2)
         network = _with_own_state(network)
@@ -96,6 +102,12 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
         return replace(network, passed={"door"}, writes_inputs=writes or wrote, ran=ran)
     network.passed.add("door")
     return network
+
+
+def _probabilities(outputs: Tensor) -> Tensor:
+    """Whether these are numbers that aren't negative and sum to one, not all of them 0 and 1, as after a softmax."""
+    each = ((outputs.sum(-1) - 1).abs() < 1e-4) & (outputs >= 0).all(-1)
+    return each.all() & ((outputs > 0) & (outputs < 1)).any()
 
 
 def _with_own_state(network: Network) -> Network:
@@ -121,10 +133,10 @@ def _misread(network: Network, x: Tensor, outputs: Tensor, *, of_each: bool) -> 
     return unlike
 
 
-def spread(tensor: Tensor, axis: int) -> Tensor:
+def spread(tensor: Tensor, axis: int, count: int = _SAMPLES) -> Tensor:
     """A few samples, from all over the data."""
-    every = slice(None, None, max(1, tensor.shape[axis] // _SAMPLES))
-    return tensor[every][:_SAMPLES] if axis == 0 else tensor[:, every][:, :_SAMPLES]
+    every = slice(None, None, max(1, tensor.shape[axis] // count))
+    return tensor[every][:count] if axis == 0 else tensor[:, every][:, :count]
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """A module as a pure function of its parameters, alone or in a stack."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -112,6 +112,23 @@ class Network:
             return self
         return replace(self, arguments=arguments, graph=None, layers=(), ran=None, passed=set())
 
+    def moving(self, names: Iterable[str]) -> "Network":
+        """The same as a function of these tensors, parameters and buffers as they were, all others being constants."""
+        if list(names) == list(self.params):
+            return self
+        tensors = self.params | self.buffers
+        params = {name: tensors[name] for name in names}
+        buffers = {name: tensor for name, tensor in tensors.items() if name not in params}
+        return replace(self, params=params, buffers=buffers, passed=self.passed & {"door"})
+
+    @property
+    def trainable(self) -> "Network":
+        """The same as a function of the parameters that require a gradient."""
+        names = [name for name, p in self.module.named_parameters() if p.requires_grad]
+        if not names:
+            raise ValueError("network: none of its parameters requires a gradient, and trainable_only leaves these")
+        return self.moving(names)
+
     def shared_copy(self, *, requires_grad: bool = False) -> nn.Module:
         """A module of its own, for hooks that the network's must not see, that holds these very tensors."""
         params = {name: nn.Parameter(p, requires_grad) for name, p in self.params.items()}
@@ -158,11 +175,12 @@ class Network:
         Cost: one forward pass.
         """
         buffers = self.buffers if buffers is None else buffers
+        inputs = inputs.to(next((w.device for w in params.values()), inputs.device))
         inputs = inputs.clone() if self.writes_inputs else inputs
         if self.size is None:
             return called(self.module, self._names, params | buffers, inputs, self.arguments)
         if self._dense_steps is not None:
-            return _dense_stack(self._dense_steps, params, inputs, inputs_of_each)
+            return _dense_stack(self._dense_steps, params | buffers, inputs, inputs_of_each)
         call = vmap(
             lambda p, b, x: called(self.module, self._names, p | b, x, self.arguments),
             in_dims=(0, 0, 0 if inputs_of_each else None),

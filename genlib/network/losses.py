@@ -75,7 +75,10 @@ def per_sample_loss(loss: Loss, *, error: bool = False) -> SampleLoss:
     """The function from logits and labels to one loss a sample that `loss` names; with `error`, the 0-1 loss too."""
     known = LOSSES | ({"error": zero_one_loss} if error else {})
     if not callable(loss) and loss not in known:
-        raise ValueError(f"loss is {loss!r}; choose {' or '.join(known)}, or give a function to one loss a sample")
+        raise ValueError(
+            f"loss is {loss!r}; choose {' or '.join(known)}, of targets in floats mse, l1 or huber, or give a loss of "
+            "torch or a function to one number a sample"
+        )
     return loss if callable(loss) else known[loss]
 
 

@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from genlib.network.chunks import samples_at_once, side_by_side
-from genlib.network.door import admitted
+from genlib.network.door import admitted, spread
 from genlib.network.functional import Network, Params
 from genlib.network.losses import Loss, SampleLoss, per_sample_loss, require_binary, sample_losses
 from genlib.network.precision import upcast, upcast_network
+from genlib.network.targets import Compared, with_targets
 
 __all__ = [
     "Objective",
@@ -22,12 +23,14 @@ __all__ = [
     "random_params",
     "require_classes",
     "require_finite",
+    "require_labels",
     "seeded_generator",
     "stand_ins",
     "start_of",
     "with_slope",
 ]
 
+_SEEN = 64  # samples on which a loss of one's own is seen to be the mean of theirs
 _NOISE = int.from_bytes(b"noise")  # no seed of a network: from equal seeds the noise could be its initial weights
 
 
@@ -52,29 +55,44 @@ class Objective:
         cls,
         network: nn.Module | Network,
         inputs: Tensor,
-        labels: Int[Tensor, "..."],
+        labels: Shaped[Tensor, "..."],
         loss: Loss = "cross_entropy",
         chunk_size: int | None = None,
     ) -> "Objective":
         """The objective, after one look at the data; half precision is upcast.
 
+        `loss`: a name of LOSSES, of labels [samples] that are classes; `mse`, `l1` and `huber` of targets in floats,
+        [samples] or [samples, outputs]; a loss of torch, as nn.CrossEntropyLoss(weight, label_smoothing=0.1), whose
+        mean over all samples it is then, ignored ones left out; or a function from outputs [n, outputs] and labels to
+        one number a sample or to their mean. Outputs have the shape of targets in floats with as many numbers.
         ValueError: BatchNorm or dropout in training mode, no data, labels that don't match the inputs or the classes,
-        an unknown loss; later, a loss that gives other than one number a sample.
+        an unknown loss, or one that is no mean over the samples.
         """
+        network = Network.of(network)
+        loss, labels = with_targets(loss, inputs, labels, network.size)
         network, inputs = measurable(network, inputs, labels, chunk_size)
         if not network.params:
             raise ValueError("network has no parameters; there is nothing to move")
         loss, labels = per_sample_loss(loss, error=True), labels.long()
+        axis, of_each = labels.dim() - 1, labels.dim() == 2
         with torch.no_grad():
-            one = inputs.narrow(labels.dim() - 1, 0, 1)
-            logits = network.apply(network.params, one, inputs_of_each=labels.dim() == 2)
-        outputs = require_classes(logits, labels, network.size)
+            few = spread(inputs, axis, _SEEN) if isinstance(loss, Compared) else inputs.narrow(axis, 0, 1)
+            logits = network.apply(network.params, few, inputs_of_each=of_each)
+            if isinstance(loss, Compared):
+                loss, outputs = loss.seen(logits, spread(labels, axis, _SEEN)), logits.shape[-1]
+            else:
+                outputs = require_classes(logits, labels, network.size)
         labels = labels.clone() if labels.is_inference() else labels
         return cls(network, inputs, labels, loss, chunk_size or samples_at_once(network, inputs, labels), outputs)
 
     @property
     def samples(self) -> int:
         return self.labels.shape[-1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is; the data may lie elsewhere, and are brought chunk by chunk."""
+        return next(iter(self.network.params.values())).device
 
     @property
     def classes(self) -> int:
@@ -87,7 +105,8 @@ class Objective:
 
     @property
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches(self.inputs, self.labels, self.chunk_size)
+        for inputs, labels in batches(self.inputs, self.labels, self.chunk_size):
+            yield inputs.to(self.device), labels.to(self.device)
 
     @property
     def each(self) -> "Iterator[Objective]":
@@ -197,7 +216,10 @@ def measurable(
             raise ValueError(f"{name} is {kind}; give a dense tensor, as by torch.as_tensor or to_dense")
     if labels.dtype.is_floating_point or labels.dtype == torch.bool:
         mend = "labels.argmax(1) of one-hot rows" if labels.dim() == 2 else "labels.long() of whole ones"
-        raise ValueError(f"labels are {labels.dtype}; they must be whole numbers from 0 to classes - 1, as {mend}")
+        raise ValueError(
+            f"labels are {labels.dtype}; they must be whole numbers from 0 to classes - 1, as {mend}, or loss one that "
+            "compares them, as 'mse'"
+        )
     shared, of_each = labels.dim() == 1, labels.dim() == 2 and labels.shape[0] == network.size
     if not (shared or of_each) or inputs.shape[: labels.dim()] != labels.shape:
         raise ValueError(
@@ -224,14 +246,18 @@ def require_classes(logits: Tensor, labels: Tensor, size: int | None) -> int:
     """The number of outputs, once the labels are seen to be among their classes: two, if it is one. One host read."""
     if logits.dim() != (2 if size is None else 3) or not logits.shape[-1]:
         raise ValueError(f"network: its output has the shape {tuple(logits.shape)}; it must be [samples, classes]")
-    classes = logits.shape[-1]
-    if classes == 1:
+    require_labels(labels, logits.shape[-1])
+    return logits.shape[-1]
+
+
+def require_labels(labels: Tensor, outputs: int) -> None:
+    """Refuse labels that are no classes of a network of so many outputs. One host read."""
+    if outputs == 1:
         require_binary(labels)
-    elif ((labels < 0) | (labels >= classes)).any():
+    elif ((labels < 0) | (labels >= outputs)).any():
         raise ValueError(
-            f"labels has values outside 0 … {classes - 1}, the classes of the network; number the classes from 0"
+            f"labels has values outside 0 … {outputs - 1}, the classes of the network; number the classes from 0"
         )
-    return classes
 
 
 def require_finite(values: Tensor, what: str) -> Tensor:

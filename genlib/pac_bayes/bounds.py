@@ -94,7 +94,7 @@ def pac_bayes_bound(
     weights, size = objective.network.params, objective.network.size
     noise, scale = (std, 1.0) if isinstance(std, Mapping) else ("isotropic", std)
     spread = deviations(weights, scale, noise)
-    prior_scales = _grid(prior_scales, objective.inputs.device)
+    prior_scales = _grid(prior_scales, objective.device)
     kls = _kl_by_scale(weights, spread, start_of(initial, objective.network), prior, prior_scales, size)
     kl, best = kls.min(0)
 

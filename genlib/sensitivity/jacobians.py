@@ -1,6 +1,6 @@
 """Norms of the Jacobian of probabilities or logits in the input."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -51,10 +51,10 @@ def jacobian_norms(
         raise ValueError(f"norm is {norm!r}; choose frobenius or spectral")
     network, inputs = measurable_inputs(network, inputs, chunk_size)
     classes = _classes(network, inputs, names)
-    network, inputs = _in_row_space(network, inputs, classes)
+    network, turned = _in_row_space(network, inputs, classes)
     found: dict[str, list[Tensor]] = {name: [] for name in names}
-    for chunk in inputs.split(chunk_size or _chunk_size(network, inputs, classes, norm)):
-        logits, x = _output(network, chunk, names)
+    for chunk in inputs.split(chunk_size or _chunk_size(network, turned(inputs[:1]), classes, norm)):
+        logits, x = _output(network, turned(chunk), names)
         softmax = _Softmax.of(logits.detach()) if "probabilities" in names else None
         norms = {name: _Norm(norm == "spectral") for name in names}
         for rows in _rows(logits, x, softmax, names):
@@ -66,20 +66,21 @@ def jacobian_norms(
     return norms[of] if isinstance(of, str) else norms
 
 
-def _in_row_space(network: Network, inputs: Tensor, classes: int) -> tuple[Network, Tensor]:
-    """The inputs turned so that what the first layer of a dense network can't see is zero, and left out.
+def _in_row_space(network: Network, inputs: Tensor, classes: int) -> tuple[Network, Callable[[Tensor], Tensor]]:
+    """The network of inputs turned so that what its first, dense layer can't see is zero and left out, and the turn.
 
     With Wᵀ = QR the layer sees Wx = Rᵀ(Qᵀx), and no norm of a Jacobian changes. Taken where it is worth the QR.
     """
     steps = dense_steps(network.module)
     if network.size is not None or not steps or type(steps[0][1]) is not nn.Linear:
-        return network, inputs
+        return network, lambda x: x
     weight = f"{steps[0][0]}.weight"
     units, numbers = network.params[weight].shape
     if len(inputs) * classes * (numbers - units) < 4 * numbers * units:
-        return network, inputs
+        return network, lambda x: x
     q, r = torch.linalg.qr(network.params[weight].T)
-    return replace(network, params=network.params | {weight: r.T.contiguous()}), inputs.flatten(1) @ q
+    turned = replace(network, params=network.params | {weight: r.T.contiguous()})
+    return turned, lambda x: x.flatten(1).to(q.device) @ q
 
 
 @full_precision()

@@ -86,7 +86,7 @@ def ascent(
     """The loss at the weights, and the largest rise that was found."""
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps is {steps} and restarts {restarts}; both must be at least 1")
-    generator = seeded_generator(generator, objective.inputs.device)
+    generator = seeded_generator(generator, objective.device)
     at_rest, runs = None, []
     for restart in range(restarts):
         point = ball.center()

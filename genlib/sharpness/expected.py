@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from genlib.estimates import Estimate
@@ -27,7 +27,7 @@ class ExpectedSharpness(Estimate):
 def expected_sharpness(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     scale: float | Float[Tensor, "..."],
     noise: Noise = "isotropic",

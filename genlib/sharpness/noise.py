@@ -88,7 +88,7 @@ def perturbed_losses(
         raise ValueError(
             f"draws is {draws}; give {'an even number, for draws come in pairs' if antithetic else '1 or more'}"
         )
-    generator = seeded_generator(generator, objective.inputs.device)
+    generator = seeded_generator(generator, objective.device)
     steps = _dense_steps(objective)
     if sampling not in ("auto", "weights", "preactivations"):
         raise ValueError(f"sampling is {sampling!r}; choose auto, weights or preactivations")
@@ -104,7 +104,7 @@ def same_draws(
     objective: Objective, noise: Noise, generator: torch.Generator | None, sampling: str
 ) -> Callable[[float | Tensor, int], Float[Tensor, "draws ..."]]:
     """The losses at a scale and a number of draws, the same draws whatever the scale."""
-    generator = seeded_generator(generator, objective.inputs.device)
+    generator = seeded_generator(generator, objective.device)
     state = generator.get_state()
 
     def losses(scale: float | Tensor, draws: int) -> Float[Tensor, "draws ..."]:

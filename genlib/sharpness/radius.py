@@ -1,15 +1,15 @@
 """The search for the box in which the worst case has risen by so much."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from genlib.estimates import Estimate
 from genlib.network import Network, Params
 from genlib.network.derivatives import require_derivatives
-from genlib.network.losses import zero_one_loss
+from genlib.network.losses import Loss
 from genlib.network.objective import Objective
 from genlib.network.precision import full_precision
 from genlib.sharpness.noise import Noise, deviations
@@ -37,9 +37,10 @@ _STRIDE = 0.5  # of the box, a step of the ascent in `largest_radius`
 def largest_radius(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     of: str = "error",
+    loss: Loss = "cross_entropy",
     increase: float = 0.1,
     noise: Noise = "isotropic",
     steps: int = 5,
@@ -51,7 +52,7 @@ def largest_radius(
     """The box radius α at which the worst case of the error, or of the loss, has risen by `increase`.
 
     max R(w + ν) − R(w) = increase over |ν_i| ≤ α (`isotropic`), or |ν_i| ≤ σ_i as `deviations` makes it of α and
-    another `noise`; `of`: `error` or `loss` (cross-entropy). At each radius the cross-entropy is climbed from w, in
+    another `noise`; `of`: `error`, or the `loss`. At each radius the loss is climbed from w, in
     `steps` of half the box along the gradient's sign; secants and bisection in ln α go on until the rise is within
     `tolerance` × increase. No chance is in it; α comes out too large by what the ascent misses of the rise, with 5
     steps by a tenth as a rule. A stack gives one value a model.
@@ -68,9 +69,9 @@ def largest_radius(
             f"increase is {increase}, tolerance {tolerance}, start {start}, limits {limits}; all must be positive, the "
             "limits in order"
         )
-    objective = Objective.of(network, inputs, labels, chunk_size=chunk_size)
+    objective = Objective.of(network, inputs, labels, loss, chunk_size)
     require_derivatives(objective, twice=False)
-    risk = replace(objective, loss=zero_one_loss) if of == "error" else objective
+    risk = Objective.of(objective.network, inputs, labels, "error", chunk_size) if of == "error" else objective
     weights = objective.network.params
     loss, gradient = objective.gradient(weights)
     at_rest = risk.at_rest() if of == "error" else objective.finite(loss)

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from genlib.estimates import Estimate
 from genlib.network import Network
+from genlib.network.losses import Loss
 from genlib.network.objective import Objective
 from genlib.network.precision import full_precision
 from genlib.sharpness.noise import Noise, mean_of_pairs, require_pairs, same_draws
@@ -42,9 +43,10 @@ class SigmaSearch(Estimate):
 def largest_sigma(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     of: str = "error",
+    loss: Loss = "cross_entropy",
     increase: float = 0.1,
     noise: Noise = "isotropic",
     draws: int = 10,
@@ -57,7 +59,7 @@ def largest_sigma(
 ) -> SigmaSearch:
     """The standard deviation σ of weight noise at which the mean error, or the loss, has risen by `increase`.
 
-    E R(w + ν) − R(w) = increase, ν_i ~ N(0, σ_i²), σ_i as in `deviations`; `of`: `error` or `loss` (cross-entropy).
+    E R(w + ν) − R(w) = increase, ν_i ~ N(0, σ_i²), σ_i as in `deviations`; `of`: `error`, or the `loss`.
     The same draws at every σ make it one root of a function: one pair ±ν finds its neighbourhood, then all `draws`
     by secants and bisection in ln σ, until the rise is within `tolerance` × increase; the last secant is added.
     `start`: the first σ tried; √(2 increase / tr H) is a good one for the loss. The error is the draws', by the slope.
@@ -71,7 +73,7 @@ def largest_sigma(
         raise ValueError(
             f"increase is {increase}, tolerance {tolerance}, limits {limits}; all must be positive, the limits in order"
         )
-    objective = Objective.of(network, inputs, labels, "error" if of == "error" else "cross_entropy", chunk_size)
+    objective = Objective.of(network, inputs, labels, "error" if of == "error" else loss, chunk_size)
     losses, at_rest = same_draws(objective, noise, generator, sampling), objective.at_rest()
     first = torch.as_tensor(start, dtype=at_rest.dtype, device=at_rest.device).expand_as(at_rest)
     if not (first > 0).all():

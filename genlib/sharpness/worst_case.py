@@ -1,7 +1,7 @@
 """How much the loss rises at worst in a ball around the weights."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from genlib.estimates import Maximum
@@ -18,7 +18,7 @@ __all__ = ["keskar_sharpness", "sam_sharpness", "worst_case_sharpness"]
 def worst_case_sharpness(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     radius: float,
     ball: str = "box",
@@ -45,7 +45,7 @@ def worst_case_sharpness(
 def keskar_sharpness(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     radius: float,
     steps: int,
@@ -69,7 +69,7 @@ def keskar_sharpness(
 def sam_sharpness(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     *,
     radius: float,
     ball: str = "l2",

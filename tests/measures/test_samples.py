@@ -154,7 +154,7 @@ def test_a_column_of_labels_is_no_data_of_each_network():
 REFUSED = {
     "a number": (3, "data is a int; give a pair of inputs and labels"),
     "a word": ("cifar10", "data is a str; give a pair"),
-    "nothing": ((), "data is a tuple of no batches; give one of at least one sample"),
+    "nothing": ((), "data is a tuple of no batches; give one of a sample or more"),
     "an empty loader": (DataLoader(TensorDataset(X[:0], Y[:0]), 2), "data is a DataLoader of no batches; give one"),
     "what has been read": (
         iter([]),
@@ -254,3 +254,68 @@ def test_distances_of_layers_need_no_shape_of_a_sample_but_the_spectral_one():
     moved = (network[0].weight - start[0].weight).square().sum().item()
     assert table.loc["frobenius_distance", "value"] == pytest.approx(moved, rel=1e-6)
     assert table.loc["spectral_distance", "reason"].startswith("input_shape is missing")
+
+
+class Reread:
+    """A loader that gives other batches each time it is read, in their order."""
+
+    def __init__(self, *times):
+        self.times, self.read = times, 0
+
+    def __iter__(self):
+        self.read += 1
+        return iter(self.times[self.read - 1])
+
+
+def test_what_is_read_again_must_be_the_same_in_whatever_order():
+    x, y = X, Y
+    inputs, labels = inputs_and_labels(Reread(halves(x, y), halves(x.flip(0), y.flip(0))))
+    assert torch.equal(inputs, x) and torch.equal(labels, y)
+    again = {
+        "gives other samples each time": halves(x + torch.eye(10, 4), y),
+        "other labels are other samples": halves(x, y.roll(1)),
+        "that gave 10 samples and, read again, 7;": halves(x[:7], y[:7]),
+        "that gave 10 samples and, read again, 0;": [],
+    }
+    for words, second in again.items():
+        words = "gives other samples each time" if words.startswith("other") else words
+        with pytest.raises(ValueError, match=f"^data is a Reread {words}|^data is a Reread that {words}"):
+            inputs_and_labels(Reread(halves(x, y), second))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8, torch.bool])
+def test_what_is_large_lies_in_a_file_and_reads_the_same(dtype, monkeypatch):
+    monkeypatch.setattr("genlib.measures.spool._IN_MEMORY", 50)
+    x = (torch.rand(23, 3, 2, generator=torch.Generator().manual_seed(0)) * 5).to(dtype)
+    batches = [({"pixels": part, "more": part.flip(2)}, torch.arange(len(part))) for part in x.split(4)]
+    inputs, labels = inputs_and_labels([({**b[0]}, b[1]) for b in batches])
+    assert torch.equal(inputs["pixels"], x) and torch.equal(inputs["more"], x.flip(2))
+    assert torch.equal(labels, torch.cat([label for _, label in batches]))
+    inputs["pixels"][0] = 0  # a copy of the file's pages, not the file
+    assert not torch.equal(inputs["pixels"], x) or not x[0].any()
+
+
+def test_all_rows_of_a_stream_are_those_of_its_samples(measured, monkeypatch):
+    monkeypatch.setattr("genlib.measures.spool._IN_MEMORY", 50)
+    network, initial, inputs, labels, _ = measured
+    loader = DataLoader(TensorDataset(inputs.float(), labels), 7)  # floats are cast as they are written
+    table = evaluate(network, loader, initial=initial, first_epoch=initial)
+    exact = evaluate(network, (inputs.float().double(), labels), initial=initial, first_epoch=initial)
+    pd.testing.assert_frame_equal(table, exact)
+
+
+class Full:
+    def write(self, _):
+        raise OSError(28, "No space left on device")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+def test_a_full_disk_is_said_to_be_full(monkeypatch):
+    monkeypatch.setattr("genlib.measures.spool.tempfile.SpooledTemporaryFile", lambda **_: Full())
+    with pytest.raises(ValueError, match=r"^data don't fit: after 17 samples .* TMPDIR"):
+        inputs_and_labels(halves(*[torch.zeros(20, 2)] * 2))

@@ -16,7 +16,7 @@ from genlib import curvature, data, margins, models, sensitivity, train
 from genlib.measures import CATALOGUE, evaluate
 from genlib.network import Network
 from genlib.network.losses import per_sample_loss, zero_one_loss
-from genlib.sharpness import Objective, expected_sharpness
+from genlib.sharpness import expected_sharpness
 from genlib.train import Stop, fit, fit_many
 
 
@@ -140,7 +140,6 @@ def test_the_second_derivatives_are_those_of_the_gauss_newton_matrix(loss):
 LABELS_ELSEWHERE = {
     "curvature": lambda n, x, y: curvature.trace(n, x, y),
     "sharpness": lambda n, x, y: expected_sharpness(n, x, y, scale=0.1, draws=4, loss="mse"),
-    "a loss of one's own": lambda n, x, y: Objective.of(n, x, y, lambda logits, labels: logits[:, 0]),
     "catalogue": lambda n, x, y: evaluate(n, (x, y)),
     "accuracy": lambda n, x, y: train.loss_and_accuracy(n, x, y),
     "training": lambda n, x, y: fit(

@@ -102,7 +102,7 @@ def test_nothing_cancels_where_a_class_is_nearly_certain(scale, norm):
 @pytest.mark.parametrize("norm", MATRIX)
 def test_more_inputs_than_units_are_turned_away(norm):
     module, inputs = models.mlp(4 * 10, 3, width=6, depth=2).double(), normal(30, 4, 10)
-    assert _in_row_space(Network.of(module), inputs, 3)[1].shape == (30, 6)
+    assert _in_row_space(Network.of(module), inputs, 3)[1](inputs).shape == (30, 6)
     for of in OUTPUTS:
         found = jacobian_norms(module, inputs, of=of, norm=norm)
         torch.testing.assert_close(found, MATRIX[norm](jacobians(module, inputs, of)))

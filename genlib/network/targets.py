@@ -1,0 +1,148 @@
+"""Losses of torch and of one's own, and targets that are no classes, looked up by the number of the sample."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from torch.func import vmap
+
+from genlib.network.errors import out_of_memory
+from genlib.network.losses import Loss, SampleLoss, sample_losses
+
+__all__ = ["Compared", "sample_axes", "with_targets"]
+
+_REGRESSION = {"mse": nn.MSELoss(), "l1": nn.L1Loss(), "huber": nn.HuberLoss()}
+_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)  # their targets are whole numbers, if not shares
+_ALIKE = 1e-3  # of the largest loss, what other sums in another order may change
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """A loss between outputs and targets [samples, …] as one of outputs and the numbers of the samples.
+
+    Those are labels like any other: they are split, stacked and mapped over, and stand for targets of any kind.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    targets: Shaped[Tensor, "samples ..."]
+
+    def __call__(self, outputs: Float[Tensor, "n outputs"], samples: Int[Tensor, " n"]) -> object:
+        targets = self.targets[samples.to(self.targets.device)].to(outputs.device)
+        if targets.is_floating_point():
+            targets = targets.to(outputs.dtype)
+            # Of a single output [n, 1] less targets [n] torch would make [n, n].
+            outputs = outputs.view_as(targets) if outputs.numel() == targets.numel() else outputs
+        return self.loss(outputs, targets)
+
+    def seen(self, outputs: Float[Tensor, "*models n outputs"], samples: Int[Tensor, "..."]) -> "Compared":
+        """The same, once it is seen to be one number a sample, or the mean of these, which it then gives one by one."""
+        outputs, samples = outputs.flatten(0, -2), samples.expand(outputs.shape[:-1]).flatten()
+        if isinstance(self.loss, _OfTorch):
+            self.loss.require_fit(outputs, self.targets)
+        each = self
+        found = _attempted(self, outputs, samples)
+        if isinstance(found, Tensor) and found.dim() == 0:
+            each = replace(self, loss=vmap(lambda z, t: self.loss(z.unsqueeze(0), t.unsqueeze(0))))
+        together = sample_losses(each, outputs, samples)
+        alone = torch.cat([sample_losses(each, z, s) for z, s in zip(outputs.split(1), samples.split(1), strict=True)])
+        given, wanted = (found, alone.mean()) if each is not self else (together, alone)
+        if not ((given - wanted).abs() <= _ALIKE * wanted.abs().amax()).all():
+            raise ValueError(
+                "loss of several samples is not the mean of theirs, or that of a sample hangs on those beside it; give "
+                "a function to one number a sample, and class weights or ignore_index as those of nn.CrossEntropyLoss"
+            )
+        return each
+
+
+@dataclass(frozen=True, eq=False)
+class _OfTorch:
+    """One of torch's own losses, of each sample, such that their mean is what it gives for all samples together."""
+
+    module: nn.Module
+    factor: float | Float[Tensor, ""] = 1.0  # samples over the sum of their weights, where these are not all one
+
+    @classmethod
+    def of(cls, module: nn.Module, targets: Tensor) -> "_OfTorch":
+        if module.reduction not in ("mean", "none"):
+            raise ValueError(
+                f"loss is {module} with reduction={module.reduction!r}; the mean loss is measured: give 'mean'"
+            )
+        each = copy.copy(module)
+        each.reduction = "none"
+        if not isinstance(module, nn.CrossEntropyLoss | nn.NLLLoss) or targets.is_floating_point():
+            return cls(each)
+        counted = targets != module.ignore_index
+        if not counted.any():
+            raise ValueError(f"labels are all {module.ignore_index}, which loss ignores; give at least one class")
+        if ((targets < 0) & counted).any() or (module.weight is not None and (targets >= len(module.weight)).any()):
+            raise ValueError("labels has values that are no class of loss, nor its ignore_index")
+        weight = counted.double()
+        if module.weight is not None:
+            weight = weight * module.weight.to(targets.device)[targets.where(counted, 0)]
+        return cls(each, len(targets.flatten()) / weight.sum())
+
+    def require_fit(self, outputs: Float[Tensor, "n outputs"], targets: Tensor) -> None:
+        """Refuse targets of another shape than the outputs', which torch would broadcast, or of other classes."""
+        of_classes = isinstance(self.module, _OF_CLASSES) and not targets.is_floating_point()
+        if of_classes and (targets.dim() > 1 or outputs.shape[-1] < 2 or (targets >= outputs.shape[-1]).any()):
+            raise ValueError(
+                f"labels has the shape {tuple(targets.shape)} and values up to {targets.max()}, and the network "
+                f"{outputs.shape[-1]} outputs; give loss one class a sample, and the network an output a class"
+            )
+        if not of_classes and targets[0].numel() != outputs.shape[-1]:
+            raise ValueError(
+                f"labels has the shape {tuple(targets.shape)}, and the network {outputs.shape[-1]} outputs; give loss "
+                "a target for each output, [samples, outputs]"
+            )
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        module = self.module
+        if not isinstance(module, _OF_CLASSES):
+            targets = targets.to(outputs.dtype).view_as(outputs)
+        if tensors := [*module.buffers()]:  # class weights
+            module = copy.deepcopy(module) if tensors[0].dtype != outputs.dtype else module
+            module = module.to(outputs)
+        found = module(outputs, targets)
+        return self.factor * (found.flatten(1).mean(1) if found.dim() > 1 else found)
+
+
+def with_targets(loss: Loss, inputs: Tensor, labels: Tensor, size: int | None) -> tuple[Loss | Compared, Tensor]:
+    """The loss and its labels: those of names and classes as they are, others as the numbers of their samples."""
+    named = isinstance(loss, str)
+    if not isinstance(labels, Tensor) or (named and not (loss in _REGRESSION and labels.is_floating_point())):
+        if loss in ("l1", "huber"):
+            raise ValueError(f"labels are whole numbers, which {loss!r} doesn't compare; give labels.float()")
+        return loss, labels
+    loss = _REGRESSION[loss] if named else loss
+    if not callable(loss):
+        return loss, labels
+    if labels.layout is not torch.strided or not labels.dim():
+        raise ValueError(f"labels has the shape {tuple(labels.shape)}; give one a sample, in a dense tensor")
+    axes = sample_axes(inputs, labels, size)
+    if inputs.shape[:axes] != labels.shape[:axes]:
+        raise ValueError(
+            f"labels has the shape {tuple(labels.shape)} and inputs {tuple(inputs.shape)}; give a row a sample"
+        )
+    targets = labels.detach().flatten(0, axes - 1)
+    of_torch = type(loss).__module__ == nn.MSELoss.__module__ and hasattr(loss, "reduction")
+    numbers = torch.arange(len(targets), device=labels.device).view(labels.shape[:axes])
+    return Compared(_OfTorch.of(loss, targets) if of_torch else loss, targets), numbers
+
+
+def sample_axes(inputs: Tensor, labels: Tensor | None, size: int | None) -> int:
+    """How many axes are in front of a sample: [models, samples] where each network of a stack has data of its own."""
+    own = size is not None and labels is not None and labels.dim() > 1
+    return 2 if own and labels.shape[:2] == inputs.shape[:2] and len(labels) == size else 1
+
+
+def _attempted(loss: SampleLoss, outputs: Tensor, samples: Tensor) -> object:
+    """What the loss gives, or nothing where it fails: that is said of its samples."""
+    try:
+        return loss(outputs, samples)
+    except Exception as error:  # whatever a function of one's own raises
+        if out_of_memory(error):
+            raise
+        return None

@@ -1,0 +1,194 @@
+"""Losses of torch and of one's own: their mean is that of all data at once; what they can't compare is refused."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from genlib import curvature, sharpness
+from genlib.network import Network
+from genlib.sharpness import Objective
+
+SAMPLES = 11
+WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 3.0])
+CLASSES = torch.tensor([0, 1, 2, 3, 1, 2, 2, 0, 3, 1, 1])
+IGNORED = torch.where(torch.arange(SAMPLES) % 4 == 0, -100, CLASSES)
+SHARES = torch.rand(SAMPLES, 4, generator=torch.Generator().manual_seed(3)).softmax(1)
+ROWS = torch.randn(SAMPLES, 4, generator=torch.Generator().manual_seed(4))
+YES = (torch.arange(SAMPLES) % 3 == 0).long()
+
+
+def network(outputs, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, outputs)).double()
+
+
+def inputs():
+    return torch.randn(SAMPLES, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def own(outputs, labels):
+    """Ordinal: how far the mean class is from the label."""
+    places = torch.arange(outputs.shape[1], dtype=outputs.dtype)
+    return ((outputs.softmax(1) * places).sum(1) - labels).square()
+
+
+# The loss, its labels, how many outputs, and what it is for all samples at once.
+LOSSES = {
+    "class weights": (nn.CrossEntropyLoss(WEIGHTS), CLASSES, 4),
+    "label smoothing": (nn.CrossEntropyLoss(label_smoothing=0.2), CLASSES, 4),
+    "ignored": (nn.CrossEntropyLoss(), IGNORED, 4),
+    "all three": (nn.CrossEntropyLoss(WEIGHTS, label_smoothing=0.2), IGNORED, 4),
+    "another index": (nn.CrossEntropyLoss(WEIGHTS, ignore_index=2), CLASSES, 4),
+    "shares of classes": (nn.CrossEntropyLoss(WEIGHTS), SHARES, 4),
+    "likelihood": (nn.NLLLoss(WEIGHTS), CLASSES, 4),
+    "margins": (nn.MultiMarginLoss(weight=WEIGHTS), CLASSES, 4),
+    "binary": (nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0)), YES, 1),
+    "many labels": (nn.BCEWithLogitsLoss(WEIGHTS), F.one_hot(CLASSES, 4), 4),
+    "regression": (nn.MSELoss(), ROWS, 4),
+    "huber of one": (nn.HuberLoss(delta=0.5), ROWS[:, 0], 1),
+    "counts": (nn.PoissonNLLLoss(), CLASSES.float(), 1),
+    "smooth l1": (nn.SmoothL1Loss(), ROWS[:, :1], 1),
+    "mse": ("mse", ROWS, 4),
+    "l1": ("l1", ROWS[:, 0], 1),
+    "huber": ("huber", ROWS, 4),
+    "a mean": (lambda z, y: F.mse_loss(z, y), ROWS, 4),
+    "a mean of one": (lambda z, y: ((z - y) ** 2).mean(), ROWS[:, 0], 1),
+    "one a sample": (lambda z, y: (z - y).abs().pow(1.5).sum(1), ROWS, 4),
+    "a part": (functools.partial(F.cross_entropy, label_smoothing=0.1), CLASSES, 4),
+    "whole numbers": (own, 3 * CLASSES, 4),
+}
+NAMED = {"mse": nn.MSELoss(), "l1": nn.L1Loss(), "huber": nn.HuberLoss()}
+
+
+def at_once(name, module, x):
+    """The loss of all samples, as torch has it."""
+    loss, labels, _ = LOSSES[name]
+    outputs, loss = module(x), NAMED.get(loss, loss)
+    if isinstance(loss, nn.Module):
+        loss = type(loss)(
+            **{k: v for k, v in vars(loss).items() if not k.startswith("_") and k != "training"},
+            **{k: v.double() for k, v in loss.named_buffers()},
+        )
+    if labels.is_floating_point() or name in ("binary", "many labels"):
+        labels = labels.double()
+        outputs = outputs.view_as(labels)
+    return loss(outputs, labels).mean()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_the_mean_loss_and_its_gradient_are_those_of_all_samples_at_once(name, chunk_size):
+    loss, labels, outputs = LOSSES[name]
+    module, x = network(outputs), inputs()
+    objective = Objective.of(module, x, labels, loss, chunk_size)
+    value, gradient = objective.gradient(objective.network.params)
+    expected = at_once(name, module, x)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-6, atol=0)
+    for own, right in zip(gradient.values(), torch.autograd.grad(expected, list(module.parameters())), strict=True):
+        torch.testing.assert_close(own, right, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "margins"])
+def test_curvature_and_sharpness_are_those_of_the_loss(name):
+    loss, labels, outputs = LOSSES[name]
+    module, x = network(outputs), inputs()
+    flat = nn.utils.parameters_to_vector(module.parameters()).detach()
+
+    def at(w):
+        sizes = [p.numel() for p in module.parameters()]
+        parts = (p.view_as(q) for p, q in zip(w.split(sizes), module.parameters(), strict=True))
+        params = dict(zip(dict(module.named_parameters()), parts, strict=True))
+        return at_once(name, lambda z: torch.func.functional_call(module, params, (z,)), x)
+
+    hessian = torch.autograd.functional.hessian(at, flat)
+    found = curvature.top_eigenvalues(module, x, labels, 1, loss=loss)
+    scale = torch.linalg.eigvalsh(hessian).abs().max().item()
+    torch.testing.assert_close(found.values[0], torch.linalg.eigvalsh(hessian)[-1], rtol=0, atol=2e-4 * scale + 1e-9)
+    trace = curvature.trace(module, x, labels, loss=loss)
+    assert (trace.value - hessian.trace()).abs() <= 4 * trace.standard_error + 1e-6 * len(flat) * scale
+    gradient = torch.autograd.functional.jacobian(at, flat)
+    rise = at(flat + 0.05 * gradient / gradient.norm()) - at(flat)
+    torch.testing.assert_close(
+        sharpness.sam_sharpness(module, x, labels, loss=loss, radius=0.05), rise, rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("ignored", "all three", "another index")])
+def test_the_variance_is_that_of_the_samples_own_gradients(name):
+    loss, labels, outputs = LOSSES[name]
+    module, x = network(outputs), inputs()
+    params = list(module.parameters())
+    objective = Objective.of(module, x, labels, loss)
+    each = torch.stack(
+        [
+            nn.utils.parameters_to_vector(torch.autograd.grad(one, params, retain_graph=True))
+            for one in objective.losses(module(x), objective.labels)
+        ]
+    )
+    expected = (each - each.mean(0)).square().sum(1).mean()
+    torch.testing.assert_close(curvature.gradient_variance(module, x, labels, loss=loss), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["class weights", "regression", "a mean of one", "huber of one"])
+@pytest.mark.parametrize("of_each", [False, True])
+def test_a_stack_is_its_networks_one_by_one(name, of_each):
+    loss, labels, outputs = LOSSES[name]
+    modules, x = [network(outputs, seed) for seed in range(3)], inputs()
+    if of_each:
+        x, labels = torch.stack([x, -x, 2 * x]), torch.stack([labels, labels.flip(0), labels.roll(1, 0)])
+    together = sharpness.sam_sharpness(Network.stack(modules), x, labels, loss=loss, radius=0.05)
+    alone = [
+        sharpness.sam_sharpness(one, *((x[i], labels[i]) if of_each else (x, labels)), loss=loss, radius=0.05)
+        for i, one in enumerate(modules)
+    ]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-9, atol=0)
+
+
+def _of_batch(z, y):
+    return (z - z.mean(0) - y).square().sum(1)
+
+
+REFUSED = {
+    "targets of another width": (nn.MSELoss(), ROWS[:, :3], 4, "a target for each output"),
+    "one target for four outputs": ("mse", ROWS[:, 0], 4, "a target for each output"),
+    "a sum": (nn.MSELoss(reduction="sum"), ROWS, 4, "reduction='sum'"),
+    "a sum of one's own": (lambda z, y: (z - y).square().sum(), ROWS, 4, "not the mean of theirs"),
+    "weights in a mean of one's own": (
+        functools.partial(F.cross_entropy, weight=WEIGHTS.double()), CLASSES, 4, "class weights"
+    ),
+    "the samples beside it": (_of_batch, ROWS, 4, "those beside it"),
+    "all against all": (lambda z, y: (z - y.flatten()).square().mean(1), ROWS[:, :1], 1, "beside it"),
+    "whole numbers for l1": ("l1", CLASSES, 4, r"labels\.float\(\)"),
+    "classes beyond the outputs": (nn.CrossEntropyLoss(), CLASSES, 3, "an output a class"),
+    "classes of one output": (nn.CrossEntropyLoss(), YES, 1, "an output a class"),
+    "another number of samples": (nn.MSELoss(), ROWS[:7], 4, "a row a sample"),
+    "all ignored": (nn.CrossEntropyLoss(), torch.full((SAMPLES,), -100), 4, "at least one class"),
+    "a class below zero": (nn.CrossEntropyLoss(), CLASSES - 1, 4, "ignore_index"),
+    "no number": (lambda z, y: "low", ROWS, 4, "gives a str"),
+    "no such name": ("hinge", CLASSES, 4, "mse, l1 or huber"),
+    "cross-entropy of targets": ("cross_entropy", ROWS, 4, "loss one that compares them"),
+    "what fails": (lambda z, y: z @ y, ROWS, 4, "loss fails"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_loss_cannot_compare_is_refused(name):
+    loss, labels, outputs, words = REFUSED[name]
+    with pytest.raises(ValueError, match=words) as refusal:
+        sharpness.sam_sharpness(network(outputs), inputs(), labels, loss=loss, radius=0.05)
+    assert str(refusal.value).startswith(("loss", "labels"))
+
+
+def test_a_loss_without_second_derivatives_has_no_curvature():
+    loss, labels, outputs = LOSSES["margins"]
+    with pytest.raises(ValueError, match="no second derivative"):
+        curvature.top_eigenvalues(network(outputs), inputs(), labels, 1, loss=loss)
+
+
+def test_outputs_that_are_probabilities_bring_a_warning():
+    module = nn.Sequential(network(4), nn.Softmax(1))
+    with pytest.warns(UserWarning, match="return what enters its softmax"):
+        Objective.of(module, inputs(), CLASSES)
