@@ -21,7 +21,9 @@ __all__ = [
     "CHOICES",
     "COMPARISONS",
     "COPIES",
+    "KINKS",
     "MODULES",
+    "NONEXPANSIVE",
     "PRODUCTS",
     "RATIOS",
     "TABLE",
@@ -123,6 +125,9 @@ MODULES: dict[type[nn.Module], str] = {
     **dict.fromkeys((nn.LocalResponseNorm, nn.InstanceNorm1d, nn.InstanceNorm2d), "smooth"),
     **dict.fromkeys((SimplifiedBatchNorm, SimplifiedLayerNorm), "smooth"),
 }
+# The activations that were registered: where they bend, and whether φ(0) = 0 and no slope exceeds 1.
+KINKS: dict[type[nn.Module] | Callable | str, Callable] = {}
+NONEXPANSIVE: dict[type[nn.Module] | Callable | str, Callable[..., bool]] = {}
 
 _ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
 _DESCRIPTIONS = {"size", "dim", "ndimension", "new_zeros", "new_ones", "new_full", "new_tensor", "nelement", len}
@@ -178,6 +183,8 @@ def kinds_of(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
 def _kind(node: fx.Node, modules: Mapping[str, nn.Module], data: set[fx.Node]) -> str:
     if node.op == "call_module":
         layer = modules[node.target]
+        if type(layer) in KINKS and _nodes((node.args, node.kwargs), data) != [first(node)]:
+            return "unknown"
         by_the_batch = isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
         return "smooth" if by_the_batch else MODULES.get(type(layer), "unknown")
     given = _nodes((node.args, node.kwargs), data)
@@ -196,7 +203,8 @@ def _kind(node: fx.Node, modules: Mapping[str, nn.Module], data: set[fx.Node]) -
 def writes(node: fx.Node) -> bool:
     """Whether a function or method works in place, by its name."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.endswith("_") and getattr(node.target, "__module__", None) != "_operator"  # which has and_ and or_
+    of_python = getattr(node.target, "__module__", None) == "_operator"  # which has and_ and or_
+    return name.endswith("_") and not of_python and node.target not in KINKS
 
 
 def _draws_or_writes(node: fx.Node) -> bool:

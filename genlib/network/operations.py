@@ -2,6 +2,7 @@
 
 import builtins
 import dis
+import inspect
 import operator
 import sys
 from collections import defaultdict
@@ -17,6 +18,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 
 from genlib.network.kinds import (
     COMPARISONS,
+    KINKS,
     MODULES,
     TABLE,
     VIEWS,
@@ -40,6 +42,7 @@ _IN_PLACE = {getattr(operator, f"i{name}"): getattr(operator, name) for name in 
 class Layer:
     """One operation of a traced network: its name in the module, the operation, and its kind.
 
+    Of a registered activation the operation is the class, not the module: it isn't known whether torch's vmap follows.
     `kind` is `linear`, `piecewise linear`, `smooth` or `unknown`.
     """
 
@@ -114,7 +117,7 @@ class _Tracer(fx.Tracer):
     leaves: Container[str] = ()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = module_qualified_name in self.leaves or MODULES.get(type(m)) == "smooth"
+        known = module_qualified_name in self.leaves or MODULES.get(type(m)) == "smooth" or type(m) in KINKS
         return known or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -164,7 +167,7 @@ def traced(
     tracer = _Tracer()
     tracer.leaves, tracer.proxy_buffer_attributes = leaves, follow_buffers
     try:
-        with torch.random.fork_rng(devices=[]), _lengths_recorded():
+        with torch.random.fork_rng(devices=[]), _calls_recorded(module):
             graph = tracer.trace(module)
         _drop_unused(graph)
         return None if _overwrites(graph, module) and not overwritten else _plain(graph, module)
@@ -181,17 +184,38 @@ def traced(
 
 
 @contextmanager
-def _lengths_recorded() -> Iterator[None]:
-    """In here len(x) of a proxy is a call like any other; Python itself takes nothing but a number for it."""
+def _calls_recorded(module: nn.Module) -> Iterator[None]:
+    """In here len(x) of a proxy, of which Python takes nothing but a number, and registered functions are calls.
 
-    def recorded(x: object) -> int | fx.Proxy:
-        return x.tracer.create_proxy("call_function", _LEN, (x,), {}) if isinstance(x, fx.Proxy) else before(x)
-
-    before, builtins.len = builtins.len, recorded
+    The tracer's own way, autowrap_functions, sees no name that begins with an underscore, no attribute of a module and
+    no builtin, and takes len([x, y]) for a call.
+    """
+    functions = [function for function in (builtins.len, *KINKS) if inspect.isroutine(function)]
+    recorded = {id(function): _recorded(function) for function in functions}
+    forwards = [inspect.unwrap(type(part).forward) for part in module.modules()]
+    homes = [vars(part) for part in module.modules()]
+    homes += [vars(builtins), *(getattr(f, "__globals__", {}) for f in (*forwards, *functions))]
+    homes = {id(home): home for home in homes}.values()
+    found = [(home, name, value) for home in homes for name, value in home.items() if id(value) in recorded]
+    for home, name, value in found:
+        home[name] = recorded[id(value)]
     try:
         yield
     finally:
-        builtins.len = before
+        for home, name, value in found:
+            home[name] = value
+
+
+def _recorded(function: Callable) -> Callable:
+    target = _LEN if function is builtins.len else function
+
+    def call(*args, **kwargs):
+        proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy)), None)
+        if proxy is None:
+            return function(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", target, args, kwargs)
+
+    return call
 
 
 def _drop_unused(graph: fx.Graph) -> None:
@@ -288,7 +312,7 @@ class Rerun(fx.Interpreter):
 def layers_of(module: nn.Module, graph: fx.Graph | None) -> tuple[Layer, ...]:
     if graph is None:
         return ()
-    modules = dict(module.named_modules())
+    modules = {name: type(part) if type(part) in KINKS else part for name, part in module.named_modules()}
     return tuple(
         Layer(str(node.target), modules[node.target], kind)
         if node.op == "call_module"
