@@ -21,6 +21,7 @@ __all__ = [
     "CHOICES",
     "COMPARISONS",
     "COPIES",
+    "IN_PLACE",
     "KINKS",
     "MODULES",
     "NONEXPANSIVE",
@@ -49,6 +50,7 @@ def _sized(*names: str) -> set:
     return {getattr(nn if name[0].isupper() else F, f"{name}{d}d") for name in names for d in (1, 2, 3)}
 
 
+IN_PLACE = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "pow")}
 CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"}
 _DROPOUTS = {F.dropout, F.alpha_dropout, *_sized("dropout")}
 # What they return may share its memory with what they are given.
@@ -201,10 +203,10 @@ def _kind(node: fx.Node, modules: Mapping[str, nn.Module], data: set[fx.Node]) -
 
 
 def writes(node: fx.Node) -> bool:
-    """Whether a function or method works in place, by its name."""
+    """Whether a call works in place, as x += y does or, by its name, a function or method."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     of_python = getattr(node.target, "__module__", None) == "_operator"  # which has and_ and or_
-    return name.endswith("_") and not of_python and node.target not in KINKS
+    return node.target in IN_PLACE or (name.endswith("_") and not of_python and node.target not in KINKS)
 
 
 def _draws_or_writes(node: fx.Node) -> bool:

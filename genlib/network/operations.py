@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType, NotImplementedType
+from types import FrameType
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 
 from genlib.network.kinds import (
     COMPARISONS,
+    IN_PLACE,
     KINKS,
     MODULES,
     TABLE,
@@ -35,7 +36,6 @@ from genlib.network.outputs import entry_of_logits
 __all__ = ["ELEMENTWISE", "Layer", "Rerun", "altered", "dense_steps", "layers_of", "traced"]
 
 _LEN = len
-_IN_PLACE = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "pow")}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,10 @@ def _parts(node: fx.Node) -> int | None:
 
 
 class _Proxy(fx.Proxy):
-    """One that tells x += y from x + y, and takes assertions to hold: where one doesn't, the module itself fails."""
+    """One that tells x += y from x + y, and takes assertions to hold: where one doesn't, the module itself fails.
+
+    The tracer's own way, trace_asserts, knows the byte code of Python 3.7 to 3.10, and one condition to an assertion.
+    """
 
     def __len__(self) -> int:
         if (count := _parts(self.node)) is None:
@@ -95,20 +98,14 @@ def _truth(proxy: fx.Proxy, frame: FrameType) -> bool:
 
 
 _Proxy.__bool__ = lambda proxy: _truth(proxy, sys._getframe(1))  # no method, around which a decorator puts a frame
-for _operation in _IN_PLACE:
+for _operation in IN_PLACE:
     setattr(_Proxy, f"__{_operation.__name__}__", _in_place(_operation))
 
 
 class _Length(_Proxy):
     """A length, or a comparison with one, that isn't added to a number: a forward that counts would keep a proxy."""
 
-
-def _uncountable(proxy: _Length, other: object) -> NotImplementedType:
-    return NotImplemented
-
-
-for _name in ("add", "sub", "mul", "truediv", "floordiv"):
-    setattr(_Length, f"__r{_name}__", _uncountable)
+    __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rfloordiv__ = None
 
 
 class _Tracer(fx.Tracer):
@@ -149,16 +146,13 @@ def altered(module: nn.Module) -> str | None:
     return "every module has a global forward hook" if _global_forward_hooks or _global_forward_pre_hooks else None
 
 
-def traced(
-    module: nn.Module, leaves: Container[str] = (), *, follow_buffers: bool = False, overwritten: bool = False
-) -> fx.Graph | None:
+def traced(module: nn.Module, leaves: Container[str] = (), *, follow_buffers: bool = False) -> fx.Graph | None:
     """What the module's forward does to get its logits, or None where torch.fx can't follow it.
 
     Its buffers are left as they were.
 
     The modules named in `leaves` are calls of their own, not looked into. Arithmetic on buffers alone is done here and
-    now and its result stands in the graph, unless `follow_buffers`. With `overwritten` also where something that is
-    used again is worked on in place: of such a graph the calls are right, the values aren't.
+    now and its result stands in the graph, unless `follow_buffers`.
     """
     if altered(module):  # which torch.fx doesn't see
         return None
@@ -170,7 +164,8 @@ def traced(
         with torch.random.fork_rng(devices=[]), _calls_recorded(module):
             graph = tracer.trace(module)
         _drop_unused(graph)
-        return None if _overwrites(graph, module) and not overwritten else _plain(graph, module)
+        _write_anew(graph, module)
+        return _plain(graph, module)
     except Exception:  # fx raises whatever the module's own forward raises when it is fed proxies
         return None
     finally:
@@ -230,14 +225,14 @@ def _drop_unused(graph: fx.Graph) -> None:
 
 def _written(node: fx.Node) -> bool:
     """Whether a function or method works in place."""
-    return writes(node) or node.target in _IN_PLACE or bool(node.kwargs.get("inplace", False))
+    return writes(node) or bool(node.kwargs.get("inplace", False))
 
 
-def _overwrites(graph: fx.Graph, module: nn.Module) -> bool:
-    """Whether x += y changes what is used again under another name: the graph would show that as it was before.
+def _write_anew(graph: fx.Graph, module: nn.Module) -> None:
+    """Let x += y and x.add_(y) be x + y and x.add(y) where nothing else that shares the memory of x is used again.
 
-    What uses the tensor x itself later uses what was made of it, and x.add_(y) becomes x.add(y), which is the same
-    where nothing else that shares the memory of x is used again.
+    What uses the tensor x itself later uses what was made of it. What others see stays as it is, of unknown kind, since
+    who runs the graph on values other than the module's, as path norms do, has nothing to write into.
     """
     data, place = data_nodes(graph), {node: i for i, node in enumerate(graph.nodes)}
     modules = dict(module.named_modules())
@@ -256,18 +251,17 @@ def _overwrites(graph: fx.Graph, module: nn.Module) -> bool:
             if x in data and not several:
                 x.replace_all_uses_with(node, lambda user, node=node: place[user] > place[node])
             shared = used_later(sharing[owner[x]], node) or isinstance(owner[x], str)
-            if shared and node.target in _IN_PLACE:
-                return True
             if not shared and layer is None:
                 node.target = _out_of_place(node.target)
         fresh = x is None or not (written or views(node, layer))
         owner[node] = node.target if node.op == "get_attr" else node if fresh else owner[x]
         sharing[owner[node]].append(node)
-    return False
 
 
 def _out_of_place(operation: Callable | str) -> Callable | str:
     """The operation of the table that returns what this one writes, or this one."""
+    if operation in IN_PLACE:
+        return IN_PLACE[operation]
     if isinstance(operation, str):
         plain = operation.removesuffix("_")
     else:
@@ -293,10 +287,9 @@ def _to_logits(graph: fx.Graph) -> None:
 
 
 def _plain(graph: fx.Graph, module: nn.Module) -> fx.Graph:
-    """The graph with x + y for x += y, the same here, and in its `meta` the tensors that fx keeps in the module."""
+    """The graph of the logits alone, and in its `meta` the tensors that fx keeps in the module."""
     _to_logits(graph)
     for node in graph.nodes:
-        node.target = _IN_PLACE.get(node.target, node.target)
         if node.op == "get_attr" and node.target.startswith("_tensor_constant"):
             node.meta["constant"] = getattr(module, node.target)
     return graph
