@@ -66,7 +66,7 @@ def _parts(node: fx.Node) -> int | None:
 class _Proxy(fx.Proxy):
     """One that tells x += y from x + y, and takes assertions to hold: where one doesn't, the module itself fails.
 
-    The tracer's own way, trace_asserts, knows the byte code of Python 3.7 to 3.10, and one condition to an assertion.
+    The tracer's own way, trace_asserts, knows byte code up to that of Python 3.10, and one condition an assertion.
     """
 
     def __len__(self) -> int:
@@ -88,8 +88,16 @@ def _passing(frame: FrameType) -> bool | None:
     return next((outcome for outcome in ends if ends[not outcome] in raises), None)
 
 
-def _in_place(operation: Callable) -> Callable:
-    return lambda proxy, other: proxy.tracer.create_proxy("call_function", operation, (proxy, other), {})
+def _recorded(function: Callable) -> Callable:
+    """The function, whose call on a proxy is a call in the graph."""
+
+    def call(*args, **kwargs):
+        proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy)), None)
+        if proxy is None:
+            return function(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
 
 
 def _truth(proxy: fx.Proxy, frame: FrameType) -> bool:
@@ -99,7 +107,7 @@ def _truth(proxy: fx.Proxy, frame: FrameType) -> bool:
 
 _Proxy.__bool__ = lambda proxy: _truth(proxy, sys._getframe(1))  # no method, around which a decorator puts a frame
 for _operation in IN_PLACE:
-    setattr(_Proxy, f"__{_operation.__name__}__", _in_place(_operation))
+    setattr(_Proxy, f"__{_operation.__name__}__", _recorded(_operation))
 
 
 class _Length(_Proxy):
@@ -185,9 +193,9 @@ def _calls_recorded(module: nn.Module) -> Iterator[None]:
     The tracer's own way, autowrap_functions, sees no name that begins with an underscore, no attribute of a module and
     no builtin, and takes len([x, y]) for a call.
     """
-    functions = [function for function in (builtins.len, *KINKS) if inspect.isroutine(function)]
+    functions = [function for function in (_LEN, *KINKS) if inspect.isroutine(function)]
     recorded = {id(function): _recorded(function) for function in functions}
-    forwards = [inspect.unwrap(type(part).forward) for part in module.modules()]
+    forwards = [inspect.unwrap(getattr(type(part), "forward", None)) for part in module.modules()]
     homes = [vars(part) for part in module.modules()]
     homes += [vars(builtins), *(getattr(f, "__globals__", {}) for f in (*forwards, *functions))]
     homes = {id(home): home for home in homes}.values()
@@ -199,18 +207,6 @@ def _calls_recorded(module: nn.Module) -> Iterator[None]:
     finally:
         for home, name, value in found:
             home[name] = value
-
-
-def _recorded(function: Callable) -> Callable:
-    target = _LEN if function is builtins.len else function
-
-    def call(*args, **kwargs):
-        proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy)), None)
-        if proxy is None:
-            return function(*args, **kwargs)
-        return proxy.tracer.create_proxy("call_function", target, args, kwargs)
-
-    return call
 
 
 def _drop_unused(graph: fx.Graph) -> None:

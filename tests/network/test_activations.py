@@ -115,11 +115,28 @@ def test_a_registered_activation_gets_the_rows_of_its_twin(function):
     assert found["value"].to_numpy() == pytest.approx(expected["value"].to_numpy(), rel=1e-9)
 
 
-def same_measures(module, twin):
-    x, y = data()
+def same_measures(module, twin, x=None):
+    y = data()[1]
+    x = data()[0] if x is None else x
     assert torch.equal(sensitivity.transitions(module, 2 * x), sensitivity.transitions(twin, 2 * x))
     traces = [curvature.trace(m, x, y, method="exact").value for m in (module, twin)]
     torch.testing.assert_close(*traces)
+
+
+@pytest.mark.parametrize("function", [False, True])
+def test_images_pass_it_too(function):
+    register_activation(leaky if function else Leaky, "piecewise linear", kinks=(0,), nonexpansive=True)
+
+    def images(activation):
+        convolution, norm, head = nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Linear(12, 3)
+        pool = nn.MaxPool2d(2)
+        return drawn(nn.Sequential(convolution, norm, activation, pool, activation, nn.Flatten(), head).double())
+
+    module, twin = images(Calling(leaky) if function else Leaky()), images(nn.LeakyReLU(0.1))
+    same_measures(module, twin, torch.randn(12, 2, 4, 4, dtype=torch.float64))
+    for p in (1, 2):
+        paths = [norms.path_norm(m, input_shape=(2, 4, 4), p=p) for m in (module, twin)]
+        torch.testing.assert_close(*paths)
 
 
 @pytest.mark.parametrize("slopes", [[0.1] * 5, [0.1, 0.2, -0.3, 0.9, 0.0]])
