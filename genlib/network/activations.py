@@ -18,7 +18,7 @@ from genlib.network.operations import Rerun
 __all__ = ["false_claim", "register_activation", "require_claims"]
 
 _KINDS = ("linear", "piecewise linear", "smooth")
-_NUMBERS, _BEYOND = 64, 8.0  # tried in all, as far as this beyond the outermost kinks
+_NUMBERS, _BEYOND = 64, 8.0  # tried in all, at least as far as this beyond the outermost kinks
 _SHAPES = ((1,), (1, 3), (1, 3, 4, 4))
 _MEND = "of a piecewise linear one, and of no other, give the numbers at which it bends, each once, as (0,)"
 _ALIKE = 1e-6  # of the largest number of a piece: activations may compute in float32
@@ -40,11 +40,12 @@ def register_activation(
     `kinks`: of a piecewise linear one the numbers at which it bends or jumps, as (0,) or (-1, 1); or a function that
     gives them from the module, or from the function's arguments after the tensor.
     `nonexpansive`: whether φ(0) = 0 and |φ(a) - φ(b)| ≤ |a - b|, which path norms ask for.
-    All of it is tried on 64 numbers in float64: here where the class needs no arguments, or the function none besides
-    the tensor, and in the shape and with the settings of a network where that is first measured on data, and in path
-    norms. Cost there: four calls of it on 64 samples. What is no such class or function, another kind, kinks that are
-    missing or not to be, an activation that genlib knows already, a claim that isn't borne out, a gradient that isn't
-    the slope between kinks, as of a straight-through step: ValueError.
+    All of it is tried on 64 numbers in float64, up to 8 beyond the outermost kinks: here where the class needs no
+    arguments, or the function none besides the tensor; and in the shape, as far as the values and with the settings of
+    a network where that is first measured on data, and in path norms. Cost there: four calls of it on 64 samples.
+    What is no such class or function, another kind, kinks that are missing or not to be, an activation that genlib
+    knows already, a claim that isn't borne out, a gradient that isn't the slope between kinks, as of a straight-through
+    step: ValueError.
     """
     of_a_class = isinstance(activation, type) and issubclass(activation, nn.Module)
     if not of_a_class and not inspect.isroutine(activation):
@@ -152,7 +153,8 @@ def _fault(
     if _odd(kinks, kind):
         return f"{said} with kinks {kinks}; {_MEND}"
     kinks = sorted(kinks)
-    ends = [min(kinks, default=0.0) - _BEYOND, *kinks, max(kinks, default=0.0) + _BEYOND]
+    beyond = max(_BEYOND, float(like.abs().nan_to_num(0, 0).amax()))
+    ends = [min(kinks, default=0.0) - beyond, *kinks, max(kinks, default=0.0) + beyond]
     ends = torch.tensor(ends, dtype=torch.float64, device=like.device)
     numbers = max(4, _NUMBERS // (len(ends) - 1))
     within = (torch.arange(numbers, device=like.device) + _drawn((numbers,), like.device)) / numbers

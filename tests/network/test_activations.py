@@ -296,6 +296,17 @@ def test_a_false_claim_is_refused_at_once_or_where_it_is_first_used(name):
         norms.path_norm(module, input_shape=(4,))
 
 
+def test_claims_are_tried_as_far_as_the_values_of_a_network_go():
+    def capped(x):
+        return x.clamp(0, 20)
+
+    register_activation(capped, "piecewise linear", kinks=(0,))
+    module, path = network(Calling(capped)), data()[0]
+    sensitivity.transitions(module, path)
+    with pytest.raises(ValueError, match=r"capped is registered as .* isn't affine between its kinks \[0\]"):
+        sensitivity.transitions(network(Calling(capped)), 100 * path)
+
+
 def test_what_cannot_be_tried_is_refused_where_it_is_used():
     class Stubborn(Needing):
         def forward(self, x):
