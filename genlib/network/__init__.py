@@ -5,6 +5,7 @@ of it and the data. All rooms stand on this one, and may import its files one by
 what these hold.
 """
 
+from genlib.network.activations import register_activation
 from genlib.network.calls import plainly_called
 from genlib.network.functional import (
     Network,
@@ -31,6 +32,7 @@ __all__ = [
     "layout",
     "over_models",
     "plainly_called",
+    "register_activation",
     "require_one_shape",
     "without_hooks",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from genlib.network.activations import require_claims
 from genlib.network.errors import first_line, out_of_memory
 from genlib.network.functional import Network
 from genlib.network.operations import Rerun, dense_steps
@@ -54,6 +55,7 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
             f"network: its output on {few.shape[axis]} samples has the shape {tuple(first.shape)}; it must be "
             "[samples, classes], so take one position, a mean over them, or each of them as a sample of its own"
         )
+    require_claims(lent, few[0] if axis == 1 else few)
     wrote = given._version > 0  # a clone's first version is 0
     with torch.no_grad():
         again = outputs(few.clone())

@@ -201,7 +201,8 @@ class Network:
             raise ValueError(f"network: {self.untraced}; this measure needs to know its operations")
         if unknown := [layer.name for layer in self.layers if layer.kind == "unknown"]:
             raise ValueError(
-                f"network: the operations {', '.join(unknown)} are unknown; this measure needs to know them"
+                f"network: the operations {', '.join(unknown)} are unknown; this measure needs to know them: "
+                "network.register_activation says what an activation of one's own is"
             )
 
 

@@ -21,7 +21,10 @@ __all__ = [
     "CHOICES",
     "COMPARISONS",
     "COPIES",
+    "IN_PLACE",
+    "KINKS",
     "MODULES",
+    "NONEXPANSIVE",
     "PRODUCTS",
     "RATIOS",
     "TABLE",
@@ -47,6 +50,7 @@ def _sized(*names: str) -> set:
     return {getattr(nn if name[0].isupper() else F, f"{name}{d}d") for name in names for d in (1, 2, 3)}
 
 
+IN_PLACE = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "pow")}
 CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"}
 _DROPOUTS = {F.dropout, F.alpha_dropout, *_sized("dropout")}
 # What they return may share its memory with what they are given.
@@ -123,6 +127,9 @@ MODULES: dict[type[nn.Module], str] = {
     **dict.fromkeys((nn.LocalResponseNorm, nn.InstanceNorm1d, nn.InstanceNorm2d), "smooth"),
     **dict.fromkeys((SimplifiedBatchNorm, SimplifiedLayerNorm), "smooth"),
 }
+# The activations that were registered: where they bend, and whether φ(0) = 0 and no slope exceeds 1.
+KINKS: dict[type[nn.Module] | Callable | str, Callable] = {}
+NONEXPANSIVE: dict[type[nn.Module] | Callable | str, Callable[..., bool]] = {}
 
 _ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
 _DESCRIPTIONS = {"size", "dim", "ndimension", "new_zeros", "new_ones", "new_full", "new_tensor", "nelement", len}
@@ -178,6 +185,8 @@ def kinds_of(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
 def _kind(node: fx.Node, modules: Mapping[str, nn.Module], data: set[fx.Node]) -> str:
     if node.op == "call_module":
         layer = modules[node.target]
+        if type(layer) in KINKS and _nodes((node.args, node.kwargs), data) != [first(node)]:
+            return "unknown"
         by_the_batch = isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
         return "smooth" if by_the_batch else MODULES.get(type(layer), "unknown")
     given = _nodes((node.args, node.kwargs), data)
@@ -194,9 +203,10 @@ def _kind(node: fx.Node, modules: Mapping[str, nn.Module], data: set[fx.Node]) -
 
 
 def writes(node: fx.Node) -> bool:
-    """Whether a function or method works in place, by its name."""
+    """Whether a call works in place, as x += y does or, by its name, a function or method."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.endswith("_") and getattr(node.target, "__module__", None) != "_operator"  # which has and_ and or_
+    of_python = getattr(node.target, "__module__", None) == "_operator"  # which has and_ and or_
+    return node.target in IN_PLACE or (name.endswith("_") and not of_python and node.target not in KINKS)
 
 
 def _draws_or_writes(node: fx.Node) -> bool:

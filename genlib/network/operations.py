@@ -2,13 +2,14 @@
 
 import builtins
 import dis
+import inspect
 import operator
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType, NotImplementedType
+from types import FrameType
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 
 from genlib.network.kinds import (
     COMPARISONS,
+    IN_PLACE,
+    KINKS,
     MODULES,
     TABLE,
     VIEWS,
@@ -33,13 +36,13 @@ from genlib.network.outputs import entry_of_logits
 __all__ = ["ELEMENTWISE", "Layer", "Rerun", "altered", "dense_steps", "layers_of", "traced"]
 
 _LEN = len
-_IN_PLACE = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "pow")}
 
 
 @dataclass(frozen=True)
 class Layer:
     """One operation of a traced network: its name in the module, the operation, and its kind.
 
+    Of a registered activation the operation is the class, not the module: it isn't known whether torch's vmap follows.
     `kind` is `linear`, `piecewise linear`, `smooth` or `unknown`.
     """
 
@@ -61,7 +64,10 @@ def _parts(node: fx.Node) -> int | None:
 
 
 class _Proxy(fx.Proxy):
-    """One that tells x += y from x + y, and takes assertions to hold: where one doesn't, the module itself fails."""
+    """One that tells x += y from x + y, and takes assertions to hold: where one doesn't, the module itself fails.
+
+    The tracer's own way, trace_asserts, knows byte code up to that of Python 3.10, and one condition an assertion.
+    """
 
     def __len__(self) -> int:
         if (count := _parts(self.node)) is None:
@@ -82,8 +88,16 @@ def _passing(frame: FrameType) -> bool | None:
     return next((outcome for outcome in ends if ends[not outcome] in raises), None)
 
 
-def _in_place(operation: Callable) -> Callable:
-    return lambda proxy, other: proxy.tracer.create_proxy("call_function", operation, (proxy, other), {})
+def _recorded(function: Callable) -> Callable:
+    """The function, whose call on a proxy is a call in the graph."""
+
+    def call(*args, **kwargs):
+        proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy)), None)
+        if proxy is None:
+            return function(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
 
 
 def _truth(proxy: fx.Proxy, frame: FrameType) -> bool:
@@ -92,20 +106,14 @@ def _truth(proxy: fx.Proxy, frame: FrameType) -> bool:
 
 
 _Proxy.__bool__ = lambda proxy: _truth(proxy, sys._getframe(1))  # no method, around which a decorator puts a frame
-for _operation in _IN_PLACE:
-    setattr(_Proxy, f"__{_operation.__name__}__", _in_place(_operation))
+for _operation in IN_PLACE:
+    setattr(_Proxy, f"__{_operation.__name__}__", _recorded(_operation))
 
 
 class _Length(_Proxy):
     """A length, or a comparison with one, that isn't added to a number: a forward that counts would keep a proxy."""
 
-
-def _uncountable(proxy: _Length, other: object) -> NotImplementedType:
-    return NotImplemented
-
-
-for _name in ("add", "sub", "mul", "truediv", "floordiv"):
-    setattr(_Length, f"__r{_name}__", _uncountable)
+    __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rfloordiv__ = None
 
 
 class _Tracer(fx.Tracer):
@@ -114,7 +122,7 @@ class _Tracer(fx.Tracer):
     leaves: Container[str] = ()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = module_qualified_name in self.leaves or MODULES.get(type(m)) == "smooth"
+        known = module_qualified_name in self.leaves or MODULES.get(type(m)) == "smooth" or type(m) in KINKS
         return known or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -146,16 +154,13 @@ def altered(module: nn.Module) -> str | None:
     return "every module has a global forward hook" if _global_forward_hooks or _global_forward_pre_hooks else None
 
 
-def traced(
-    module: nn.Module, leaves: Container[str] = (), *, follow_buffers: bool = False, overwritten: bool = False
-) -> fx.Graph | None:
+def traced(module: nn.Module, leaves: Container[str] = (), *, follow_buffers: bool = False) -> fx.Graph | None:
     """What the module's forward does to get its logits, or None where torch.fx can't follow it.
 
     Its buffers are left as they were.
 
     The modules named in `leaves` are calls of their own, not looked into. Arithmetic on buffers alone is done here and
-    now and its result stands in the graph, unless `follow_buffers`. With `overwritten` also where something that is
-    used again is worked on in place: of such a graph the calls are right, the values aren't.
+    now and its result stands in the graph, unless `follow_buffers`.
     """
     if altered(module):  # which torch.fx doesn't see
         return None
@@ -164,10 +169,11 @@ def traced(
     tracer = _Tracer()
     tracer.leaves, tracer.proxy_buffer_attributes = leaves, follow_buffers
     try:
-        with torch.random.fork_rng(devices=[]), _lengths_recorded():
+        with torch.random.fork_rng(devices=[]), _calls_recorded(module):
             graph = tracer.trace(module)
         _drop_unused(graph)
-        return None if _overwrites(graph, module) and not overwritten else _plain(graph, module)
+        _write_anew(graph, module)
+        return _plain(graph, module)
     except Exception:  # fx raises whatever the module's own forward raises when it is fed proxies
         return None
     finally:
@@ -181,17 +187,26 @@ def traced(
 
 
 @contextmanager
-def _lengths_recorded() -> Iterator[None]:
-    """In here len(x) of a proxy is a call like any other; Python itself takes nothing but a number for it."""
+def _calls_recorded(module: nn.Module) -> Iterator[None]:
+    """In here len(x) of a proxy, of which Python takes nothing but a number, and registered functions are calls.
 
-    def recorded(x: object) -> int | fx.Proxy:
-        return x.tracer.create_proxy("call_function", _LEN, (x,), {}) if isinstance(x, fx.Proxy) else before(x)
-
-    before, builtins.len = builtins.len, recorded
+    The tracer's own way, autowrap_functions, sees no name that begins with an underscore, no attribute of a module and
+    no builtin, and takes len([x, y]) for a call.
+    """
+    functions = [function for function in (_LEN, *KINKS) if inspect.isroutine(function)]
+    recorded = {id(function): _recorded(function) for function in functions}
+    forwards = [inspect.unwrap(getattr(type(part), "forward", None)) for part in module.modules()]
+    homes = [vars(part) for part in module.modules()]
+    homes += [vars(builtins), *(getattr(f, "__globals__", {}) for f in (*forwards, *functions))]
+    homes = {id(home): home for home in homes}.values()
+    found = [(home, name, value) for home in homes for name, value in home.items() if id(value) in recorded]
+    for home, name, value in found:
+        home[name] = recorded[id(value)]
     try:
         yield
     finally:
-        builtins.len = before
+        for home, name, value in found:
+            home[name] = value
 
 
 def _drop_unused(graph: fx.Graph) -> None:
@@ -206,14 +221,14 @@ def _drop_unused(graph: fx.Graph) -> None:
 
 def _written(node: fx.Node) -> bool:
     """Whether a function or method works in place."""
-    return writes(node) or node.target in _IN_PLACE or bool(node.kwargs.get("inplace", False))
+    return writes(node) or bool(node.kwargs.get("inplace", False))
 
 
-def _overwrites(graph: fx.Graph, module: nn.Module) -> bool:
-    """Whether x += y changes what is used again under another name: the graph would show that as it was before.
+def _write_anew(graph: fx.Graph, module: nn.Module) -> None:
+    """Let x += y and x.add_(y) be x + y and x.add(y) where nothing else that shares the memory of x is used again.
 
-    What uses the tensor x itself later uses what was made of it, and x.add_(y) becomes x.add(y), which is the same
-    where nothing else that shares the memory of x is used again.
+    What uses the tensor x itself later uses what was made of it. What others see stays as it is, of unknown kind, since
+    who runs the graph on values other than the module's, as path norms do, has nothing to write into.
     """
     data, place = data_nodes(graph), {node: i for i, node in enumerate(graph.nodes)}
     modules = dict(module.named_modules())
@@ -232,18 +247,17 @@ def _overwrites(graph: fx.Graph, module: nn.Module) -> bool:
             if x in data and not several:
                 x.replace_all_uses_with(node, lambda user, node=node: place[user] > place[node])
             shared = used_later(sharing[owner[x]], node) or isinstance(owner[x], str)
-            if shared and node.target in _IN_PLACE:
-                return True
             if not shared and layer is None:
                 node.target = _out_of_place(node.target)
         fresh = x is None or not (written or views(node, layer))
         owner[node] = node.target if node.op == "get_attr" else node if fresh else owner[x]
         sharing[owner[node]].append(node)
-    return False
 
 
 def _out_of_place(operation: Callable | str) -> Callable | str:
     """The operation of the table that returns what this one writes, or this one."""
+    if operation in IN_PLACE:
+        return IN_PLACE[operation]
     if isinstance(operation, str):
         plain = operation.removesuffix("_")
     else:
@@ -269,10 +283,9 @@ def _to_logits(graph: fx.Graph) -> None:
 
 
 def _plain(graph: fx.Graph, module: nn.Module) -> fx.Graph:
-    """The graph with x + y for x += y, the same here, and in its `meta` the tensors that fx keeps in the module."""
+    """The graph of the logits alone, and in its `meta` the tensors that fx keeps in the module."""
     _to_logits(graph)
     for node in graph.nodes:
-        node.target = _IN_PLACE.get(node.target, node.target)
         if node.op == "get_attr" and node.target.startswith("_tensor_constant"):
             node.meta["constant"] = getattr(module, node.target)
     return graph
@@ -288,7 +301,7 @@ class Rerun(fx.Interpreter):
 def layers_of(module: nn.Module, graph: fx.Graph | None) -> tuple[Layer, ...]:
     if graph is None:
         return ()
-    modules = dict(module.named_modules())
+    modules = {name: type(part) if type(part) in KINKS else part for name, part in module.named_modules()}
     return tuple(
         Layer(str(node.target), modules[node.target], kind)
         if node.op == "call_module"

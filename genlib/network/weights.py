@@ -94,7 +94,7 @@ def traced_layers(network: Network, parts: Parts = EVERYTHING) -> tuple[list[Wei
     faithful = graph is not None
     if graph is None and network.arguments is None:
         leaves = {*known, *(name for name, _ in network.module.named_modules() if parts.excluded(name))}
-        graph = traced(network.module, leaves=leaves, overwritten=True)
+        graph = traced(network.module, leaves=leaves)
     if graph is None:
         _require_no_batch_norm(network, known)
         found, odd = {name: known[name] for name in _as_they_run(network, asked)}, {}

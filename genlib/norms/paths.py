@@ -1,6 +1,7 @@
 """Path norms: the sum over all paths of a network, one node of its graph after the other."""
 
 import operator
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,7 +12,19 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from genlib.network import Network, aliases
-from genlib.network.kinds import CASTS, COMPARISONS, COPIES, PRODUCTS, RATIOS, data_nodes, kinds_of, named
+from genlib.network.activations import false_claim
+from genlib.network.kinds import (
+    CASTS,
+    COMPARISONS,
+    COPIES,
+    KINKS,
+    NONEXPANSIVE,
+    PRODUCTS,
+    RATIOS,
+    data_nodes,
+    kinds_of,
+    named,
+)
 from genlib.network.precision import full_precision
 from genlib.network.weights import (
     BATCH_NORM,
@@ -24,13 +37,14 @@ from genlib.network.weights import (
     only_described,
     traced_layers,
 )
+from genlib.norms.layers import each
 from genlib.norms.operators import apply_linear
 from genlib.norms.windows import POOLS, NoPaths, interpolated, pooled
 
 __all__ = ["PathSum", "log_path_norm", "path_norm"]
 
 # Activations with φ(0) = 0 and slopes of at most 1, through which paths keep their weight; and settings to be that.
-_GENTLE: dict[Callable | str, Callable[..., bool]] = {
+_OF_TORCH: dict[Callable | str, Callable[..., bool]] = {
     **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softshrink, F.relu, F.relu6, F.tanh), lambda *_, **__: True),
     **dict.fromkeys((F.softshrink, operator.abs, operator.neg), lambda *_, **__: True),
     **dict.fromkeys(named("relu", "relu_", "tanh", "abs", "absolute", "neg", "negative"), lambda *_, **__: True),
@@ -41,6 +55,7 @@ _GENTLE: dict[Callable | str, Callable[..., bool]] = {
     **dict.fromkeys(named("clamp_min"), lambda min: min <= 0),
     **dict.fromkeys(named("clamp_max"), lambda max: max >= 0),
 }
+_GENTLE = ChainMap(_OF_TORCH, NONEXPANSIVE)
 _SETTINGS = {
     nn.LeakyReLU: (F.leaky_relu, ("negative_slope",)),
     nn.Hardtanh: (F.hardtanh, ("min_val", "max_val")),
@@ -110,6 +125,8 @@ class PathSum(fx.Interpreter):
             return layer(x)
         if type(layer) in POOLS:
             return pooled(layer, x, self.p)
+        if found := false_claim(layer, x):
+            raise NoPaths(found)
         function, names = _SETTINGS.get(type(layer), (type(layer), ()))
         settings = {name: getattr(layer, name) for name in names}
         if function is F.interpolate:
@@ -147,6 +164,8 @@ class PathSum(fx.Interpreter):
             return self._sum(args, kwargs)
         if target in _REDUCTIONS and _over_samples(self.node, x, *args[1:2], **kwargs):
             raise NoPaths("a reduction over the samples")
+        if found := false_claim(target, *args, **kwargs):
+            raise NoPaths(found)
         if target in _GENTLE and not any(isinstance(a, Tensor) for a in rest) and _GENTLE[target](*args[1:], **kwargs):
             return x
         if target in _SAME and linear:
@@ -307,9 +326,10 @@ def log_path_norm(
 
     values = {weight.name: weight.value for weight in weights}
     biases = {weight.name: weight.bias for weight in weights if weight.bias is not None}
-    if network.size is not None:
+    if network.size is not None and not any(layer.operation in KINKS for layer in network.layers):
         return vmap(of_one)(values, biases)
-    return of_one(*({name: tensor[0] for name, tensor in tensors.items()} for tensors in (values, biases)))
+    models = range(len(weights[0].value))  # one by one, also where torch's vmap may not follow an activation
+    return each(network, [of_one(*({n: t[i] for n, t in ts.items()} for ts in (values, biases))) for i in models])
 
 
 def path_norm(

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,14 +11,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor, fx, nn
 
 from genlib.network import Network
-from genlib.network.kinds import CHOICES, COMPARISONS, kinds_of, named
+from genlib.network.kinds import CHOICES, COMPARISONS, KINKS, kinds_of, named
 from genlib.network.operations import Rerun
 
 __all__ = ["flips_along", "kinks", "require_pieces"]
 
 _AT_ZERO = {nn.ReLU, nn.LeakyReLU, nn.PReLU, F.relu, F.leaky_relu, operator.abs}
 _AT_ZERO |= named("relu", "relu_", "prelu", "abs", "absolute")
-_KINKS = {
+_OF_TORCH = {
     **dict.fromkeys(_AT_ZERO, lambda *_, **__: [0.0]),
     **dict.fromkeys((nn.ReLU6, F.relu6), lambda *_, **__: [0.0, 6.0]),
     **dict.fromkeys((nn.Hardsigmoid, F.hardsigmoid), lambda *_, **__: [-3.0, 3.0]),
@@ -31,6 +32,7 @@ _KINKS = {
     **dict.fromkeys(named("clamp_min"), lambda min: [min]),
     **dict.fromkeys(named("clamp_max"), lambda max: [max]),
 }
+_KINKS = ChainMap(_OF_TORCH, KINKS)
 
 
 def _choice(found: Tensor | tuple[Tensor, Tensor], *args, **kwargs) -> Tensor:
@@ -73,7 +75,7 @@ def _kind(operation: nn.Module | Callable | str) -> type | Callable | str:
     return type(operation) if isinstance(operation, nn.Module) else operation
 
 
-def kinks(operation: nn.Module | Callable | str, *args, **kwargs) -> list:
+def kinks(operation: nn.Module | Callable | str, *args, **kwargs) -> Sequence:
     """Where an elementwise operation passes from one linear piece to the next.
 
     `args` and `kwargs` are those of a function or a method, without the tensor that it works on.
