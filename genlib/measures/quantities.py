@@ -249,9 +249,13 @@ class Quantities(LayerQuantities):
         """Changes of a linear piece along ellipses through three samples each."""
         count = -(-self.samples // _SAMPLES)
         chosen = torch.randint(self.samples, (3, count), generator=self._generator(), device=self._device)
-        inputs = self._varied
-        paths = sensitivity.ellipse(*inputs[chosen.to(inputs.device)], points=_POINTS, dim=1)
-        changes = sensitivity.transitions(self.network, paths, dim=1, **self._at_once).double().sum(1)
+        inputs, at_once = self._varied, max(1, self.unlabelled.chunk_size // _POINTS)
+        ellipses = (
+            sensitivity.ellipse(*inputs[part.to(inputs.device)], points=_POINTS, dim=1)
+            for part in chosen.split(at_once, 1)
+        )
+        found = [sensitivity.transitions(self.network, paths, dim=1, **self._at_once) for paths in ellipses]
+        changes = torch.cat(found).double().sum(1)
         self.passes += count * _POINTS / self.samples
         error = changes.std() / count**0.5 if count > 1 else self.number(math.inf)
         return Estimate(changes.mean(), error, 0.0)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = ["Spool", "numbers_of"]
 
+_ROWS = 32  # at a time, for in float64 a batch would be twice as large
 _IN_MEMORY = 64 * 2**20  # bytes of a tensor above which it lies in a file that has no name and goes with it
 
 
@@ -52,4 +53,4 @@ def numbers_of(tensors: Iterable[Shaped[Tensor, "n ..."]]) -> Float[Tensor, " n"
 
 def _number(i: int, rows: Shaped[Tensor, "n numbers"]) -> Float[Tensor, " n"]:
     drawn = torch.rand(rows.shape[1], generator=torch.Generator().manual_seed(i), dtype=torch.float64)
-    return (rows.double() * drawn).sum(1)
+    return torch.cat([(part.double() * drawn).sum(1) for part in rows.split(_ROWS)])
