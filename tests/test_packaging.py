@@ -143,11 +143,17 @@ def test_what_the_readme_names_is_there():
     assert pages and {page.lower() for page in pages} <= {title.lower().removeprefix("the ") for title in titles}
 
 
-def test_the_readme_s_example_runs(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
-    shown = capsys.readouterr().out
-    assert "inverse_margin" in shown and "standard_error" in shown
+def test_the_readme_s_examples_run(capsys):
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    names, shown = {}, []
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), names)
+        shown.append(capsys.readouterr().out)
+    digits, transformer, loader, regression = shown
+    assert "inverse_margin" in digits and "standard_error" in digits
+    assert "over part of the network" in transformer and "unexpected" not in transformer
+    assert "seconds" in loader and "hessian_trace" in loader and "stable_rank" in loader
+    assert "labels are no classes" in regression and "sam_sharpness" in regression
 
 
 def test_the_catalogue_s_example_adds_a_measure():
