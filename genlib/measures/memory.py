@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from genlib.measures.measure import Measure
-from genlib.measures.parts import Passes, unseen
+from genlib.measures.parts import Passes, Room, times, unseen
 from genlib.measures.searches import Shared
 from genlib.network.chunks import side_by_side
 from genlib.network.derivatives import twice_differentiable
@@ -20,33 +20,28 @@ from genlib.network.objective import Objective
 __all__ = ["free_bytes", "memory", "warn_of_memory"]
 
 _FEW = 8  # samples whose activations stand for all
-_OF_WEIGHTS, _OF_ITS_OWN = (4, 0), (8, 4)  # what no part is known of: parameters, and activations of a chunk
+_OF_WEIGHTS, _OF_ITS_OWN = times(4, 0), times(8, 4)  # what no part is known of
 _DRAWS = 10  # that a search for a deviation may pass together
-_JACOBIANS = 2 * 64 * 2**20  # of a chunk, of logits and probabilities
 
 
 def memory(shared: Shared, measures: list[Measure]) -> list[float]:
-    """The bytes that each measure of a table takes at its peak, beyond the network and its data.
-
-    So many times the parameters and so many times what a forward pass of a chunk writes, by the bounds to which the
-    tests hold the kernels, and what earlier rows keep.
-    """
-    weights, written, jacobians, draws = sum(w.nbytes for w in shared.weights.values()), 0.0, 0.0, 1
+    """The bytes that each measure of a table takes at its peak, beyond the network and its data; earlier rows' too."""
+    room = Room(sum(w.nbytes for w in shared.weights.values()))
     with contextlib.suppress(ValueError):  # of data that are missing or that the network doesn't take
         objective = shared.unlabelled
-        chunk = min(objective.chunk_size, objective.samples)
-        written = chunk * _written(objective) / min(_FEW, objective.samples)
-        row = objective.inputs[0].numel() * objective.inputs.element_size()
-        jacobians = min(_JACOBIANS, 2 * chunk * objective.classes * row)
-        draws = max(1, min(_DRAWS, objective.chunk_size // objective.samples, side_by_side(shared.weights)))
+        room = Room(
+            room.weights,
+            of_sample=_written(objective) / min(_FEW, objective.samples),
+            row=objective.inputs[0].numel() * objective.inputs.element_size(),
+            samples=objective.samples,
+            chunk=min(objective.chunk_size, objective.samples),
+            classes=objective.classes,
+            draws=max(1, min(_DRAWS, objective.chunk_size // objective.samples, side_by_side(shared.weights))),
+        )
     found, kept = [], 1  # the displacement from the start
     for measure, new in unseen(measures):
-        factors = [(part.parameters, part.activations) for part in new]
-        factors += [_OF_ITS_OWN if measure.passes and not isinstance(measure.passes, Passes) else _OF_WEIGHTS]
-        most = max(weights * (a + kept) + written * b for a, b in factors)
-        most += jacobians * any(part.of_jacobians for part in new)
-        most += (draws - 1) * (weights + written) * any(part.of_draws for part in new)
-        found.append(most)
+        own = _OF_ITS_OWN if measure.passes and not isinstance(measure.passes, Passes) else _OF_WEIGHTS
+        found.append(kept * room.weights + max(peak(room) for peak in [own, *(part.peak for part in new)]))
         kept += sum(part.kept for part in new)
     return found
 
@@ -61,7 +56,7 @@ def warn_of_memory(shared: Shared, measures: list[Measure]) -> None:
             f"{free / 2**30:.3g} GiB; measure fewer samples, leave it out of names, or take its kernel with a smaller "
             "chunk_size",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from genlib.measures.measure import Measure
 from genlib.sharpness.sigma import STEPS
 
-__all__ = ["PARTS", "Part", "Passes", "Size", "parts", "unseen"]
+__all__ = ["PARTS", "Part", "Passes", "Room", "Size", "parts", "times", "unseen"]
 
+_BLOCK = 64 * 2**20  # bytes of the Jacobians, or the gradients, of as many samples as lie side by side
 _MAX_PRODUCTS = 2000  # with the Hessian, of Lanczos' method
 
 
@@ -49,54 +50,103 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A quantity of `Shared`: its forward passes as a rule and at most, and the peak of its memory.
+class Room:
+    """What a peak of memory hangs on: the bytes of all weights, and of what a forward pass of a chunk writes.
 
-    The memory is so many times the parameters, and so many times what a forward pass of one chunk writes. `kept`: as
-    many times the parameters stay until the table is done. `of_moved_inputs`: not to be had of whole numbers;
-    `of_jacobians` and `of_draws`: takes the Jacobians of a chunk, or several draws' weights, besides.
+    `of_sample`, what it writes for one; `row`, the bytes of an input; `draws`, how many weights share a pass.
+    """
+
+    weights: int
+    of_sample: float = 0.0
+    row: int = 0
+    samples: int = 0
+    chunk: int = 0
+    classes: int = 0
+    draws: int = 1
+
+    @property
+    def written(self) -> float:
+        return self.chunk * self.of_sample
+
+    @property
+    def jacobians(self) -> int:
+        """Of a chunk, of logits and probabilities."""
+        return 2 * min(_BLOCK, self.chunk * self.classes * self.row)
+
+    @property
+    def paths(self) -> float:
+        """The points of all ellipses, with what is written of those that pass together."""
+        points = 256 * -(-self.samples // 64)
+        return 2 * points * self.row + min(points, 2 * 2048) * self.of_sample
+
+    @property
+    def gradients(self) -> int:
+        """Of as many samples as lie side by side."""
+        return min(_BLOCK, self.chunk * self.weights)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A quantity of `Shared`: its forward passes as a rule and at most, and the peak of its memory in bytes.
+
+    `kept`: as many times the parameters stay until the table is done. `of_moved_inputs`: not to be had of whole
+    numbers.
     """
 
     passes: Callable[[Size], float]
-    parameters: int
-    activations: int
+    peak: Callable[[Room], float]
     at_most: Callable[[Size], float] | None = None
     kept: int = 0
     of_moved_inputs: bool = False
-    of_jacobians: bool = False
-    of_draws: bool = False
 
 
-def _search(most: float) -> Part:
-    return Part(lambda size: size.sigma, 4, 1, lambda size: most, of_draws=True)
+def times(parameters: int, activations: int) -> Callable[[Room], float]:
+    """So many times the parameters and what a chunk writes, by the bounds to which the tests hold the kernels."""
+    return lambda room: parameters * room.weights + activations * room.written
+
+
+def _search() -> Part:
+    return Part(
+        lambda size: size.sigma,
+        lambda room: times(4, 1)(room) + (room.draws - 1) * (room.weights + room.written),
+        lambda size: 5.0 + 12 * STEPS,
+    )
 
 
 def _ascents() -> Part:
-    return Part(lambda size: 4 + 58 * size.radii, 7, 2, lambda size: 4.0 + 58 * STEPS)
+    return Part(lambda size: 4 + 58 * size.radii, times(7, 2), lambda size: 4.0 + 58 * STEPS)
+
+
+def _variance() -> Part:
+    return Part(lambda size: 3, lambda room: times(4, 4)(room) + 3 * room.gradients)
 
 
 PARTS = {
-    "logits": Part(lambda size: 1, 2, 1),
-    "input_margins": Part(lambda size: 2, 3, 1, of_moved_inputs=True),
-    "jacobian_norms": Part(lambda size: 1 + size.classes, 3, 3, of_moved_inputs=True, of_jacobians=True),
-    "transitions": Part(
-        lambda size: -(-size.samples // 64) * 256 / size.samples if size.piecewise else 0, 2, 1, of_moved_inputs=True
+    "logits": Part(lambda size: 1, times(2, 1)),
+    "input_margins": Part(lambda size: 2, times(3, 1), of_moved_inputs=True),
+    "jacobian_norms": Part(
+        lambda size: 1 + size.classes, lambda room: times(3, 3)(room) + room.jacobians, of_moved_inputs=True
     ),
-    "trace": Part(lambda size: size.products(30) if size.exact_trace is None else size.exact_trace, 24, 4),
+    "transitions": Part(
+        lambda size: -(-size.samples // 64) * 256 / size.samples if size.piecewise else 0,
+        lambda room: times(2, 1)(room) + room.paths,
+        of_moved_inputs=True,
+    ),
+    "trace": Part(lambda size: size.products(30) if size.exact_trace is None else size.exact_trace, times(24, 4)),
     "eigenpairs": Part(
         lambda size: size.products(size.eigenpairs),
-        30,
-        4,
+        lambda room: times(30, 4)(room) + 60 * min(room.weights, 2**16),  # 2¹³ columns of the basis are combined
         lambda size: size.products(_MAX_PRODUCTS),
         kept=10,
     ),
-    "hessian_norm": Part(lambda size: size.products(6), 20, 4),
-    **dict.fromkeys(("gradient_variance", "first_gradient_variance"), Part(lambda size: 3, 4, 4)),
-    "fisher_rao": Part(lambda size: 5, 8, 4),
-    **dict.fromkeys(("keskar", "worst_case"), Part(lambda size: 61, 6, 2)),
-    "sam": Part(lambda size: 4, 4, 2),
-    **{f"sigma {kind}": _search(5.0 + 12 * STEPS) for kind in ("isotropic", "magnitude", "displacement")},
-    "scaled_kl": _search(5.0 + 12 * STEPS),
+    "hessian_norm": Part(lambda size: size.products(6), times(20, 4)),
+    "gradient_variance": _variance(),
+    "first_gradient_variance": _variance(),
+    "fisher_rao": Part(lambda size: 5, times(8, 4)),
+    **dict.fromkeys(("keskar", "worst_case"), Part(lambda size: 61, times(6, 2))),
+    "sam": Part(lambda size: 4, times(4, 2)),
+    **{f"sigma {kind}": _search() for kind in ("isotropic", "magnitude", "displacement")},
+    "scaled_kl": _search(),
     **{f"radius {kind}": _ascents() for kind in ("isotropic", "magnitude", "displacement")},
 }
 

@@ -92,8 +92,9 @@ def test_the_bill_is_what_is_counted(kind):
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_a_row_asks_for_the_parts_that_are_said(name, measured):
-    network, initial, inputs, labels, table = measured
-    shared = Shared(Network.of(network), inputs, labels, initial=Network.of(initial), first_epoch=initial, seed=0)
+    network, initial, inputs, labels, _ = measured
+    start = Network.of(initial)
+    shared = Shared(Network.of(network), inputs, labels, initial=start, first_epoch=start, seed=0)
     if "run" not in CATALOGUE[name].needs:
         CATALOGUE[name].compute(shared)
     asked = {" ".join(str(word) for word in key) for key in shared._found}
@@ -103,7 +104,7 @@ def test_a_row_asks_for_the_parts_that_are_said(name, measured):
 
 def test_what_many_classes_and_samples_cost():
     torch.manual_seed(0)
-    many, layers = nn.Linear(3, 1000), (nn.Conv1d(3, 4, 1), nn.Flatten(), nn.Linear(4, 70))
+    many, layers = nn.Sequential(nn.Linear(3, 1000)), (nn.Conv1d(3, 4, 1), nn.Flatten(), nn.Linear(4, 70))
     inputs = torch.randn(20, 3)
     names = ["jacobian_norm", "hessian_trace", "input_gradient"]
     assert cost(many, inputs, names)["passes"].tolist() == [1001, 0, 0]  # no labels
@@ -121,7 +122,8 @@ def test_what_many_classes_and_samples_cost():
     for network in (nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.Tanh())):
         bill, table = cost(network, long, names), evaluate(network, long, names=names)
         known = bill["passes"] == bill["at_most"]
-        assert bill.loc[known, "passes"].tolist() == table.loc[known, "passes"].tolist() and known.sum() == 4
+        np.testing.assert_allclose(bill.loc[known, "passes"], table.loc[known, "passes"], rtol=1e-12)
+        assert known.sum() == 4
         assert bill.loc["hessian_norm", "passes"] == 9 * 6
         assert bill.loc["top_eigenvalue", "passes"] == 9 * 8  # no more products than there are parameters
 
@@ -129,14 +131,13 @@ def test_what_many_classes_and_samples_cost():
 def test_what_is_lacking_costs_nothing(measured):
     network, initial, inputs, labels, _ = measured
     for bill, table in (
-        (cost(network), evaluate(network)),
+        (cost(network), evaluate(network, input_shape=(5,))),
         (cost(network, inputs), evaluate(network, inputs)),
         (cost(network, (inputs, labels)), evaluate(network, (inputs, labels))),
         (cost(network, (inputs, labels), initial=initial), evaluate(network, (inputs, labels), initial=initial)),
     ):
-        refused = table["reason"].str.contains("(?:data|labels|initial|first_epoch|run|input_shape) (?:are|is) missing")
-        lacking = refused & ~table["reason"].str.contains("input_shape")
-        assert (bill.loc[lacking, ["passes", "at_most", "seconds", "bytes"]] == 0).all(None)
+        lacking = table["reason"].str.contains("(?:data|labels|initial|first_epoch|run) (?:are|is) missing")
+        assert (bill[lacking] == 0).to_numpy().all()
         assert ((bill["bytes"] > 0) == ~lacking).all() and (bill["passes"].gt(0) == table["passes"].gt(0)).all()
 
 
@@ -186,23 +187,23 @@ def test_refusals_of_a_bill(measured):
 
 def of_weights():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(72, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU(), nn.Linear(500, 3))
+    network = nn.Sequential(nn.Linear(72, 300), nn.ReLU(), nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 3))
     return network, torch.randn(4, 72)
 
 
 def of_activations():
     torch.manual_seed(0)
-    return convolutional(16).eval(), torch.randn(1000, 1, 8, 8)
+    return convolutional(16).eval(), torch.randn(200, 1, 8, 8)
 
 
 def of_steps():
     torch.manual_seed(0)
-    return Recurrent(), torch.randn(500, 1, 8, 8)
+    return Recurrent(), torch.randn(100, 1, 8, 8)
 
 
 def of_attention():
     torch.manual_seed(0)
-    return Transformer(), torch.randn(300, 1, 8, 8)
+    return Transformer().eval(), torch.randn(50, 1, 8, 8)
 
 
 @pytest.mark.parametrize("case", [of_weights, of_activations, of_steps, of_attention])
@@ -210,13 +211,14 @@ def of_attention():
 def test_no_row_takes_more_memory_than_is_said(case):
     network, inputs = case()
     data, given = (inputs, own_labels(network, inputs)), {"initial": network, "first_epoch": network}
-    names = [name for name, measure in CATALOGUE.items() if measure.passes > 0]
+    of_parts = {  # one row for each kind of part
+        measure.passes.parts[-1].split()[0]: name for name, measure in CATALOGUE.items() if measure.passes > 0
+    }
     ratios = {}
-    for name in dict.fromkeys(CATALOGUE[name].passes.parts for name in names):
-        row = next(one for one in names if CATALOGUE[one].passes.parts == name)
+    for row in of_parts.values():
         bill = cost(network, data, row, **given)["bytes"].item()
         ratios[row] = bill / peak(lambda row=row: evaluate(network, data, names=row, **given))
-    assert {row: ratio for row, ratio in ratios.items() if not 1 <= ratio} == {}
+    assert {row: ratio for row, ratio in ratios.items() if ratio < 1} == {}
     assert min(ratios.values()) < 6, ratios
 
 
@@ -237,7 +239,7 @@ def test_it_is_said_once_where_there_is_not_the_memory(measured, monkeypatch):
             RuntimeWarning, match=r"top_eigenvalue may take .* GiB .* on cpu are .*; measure fewer"
         ) as met:
             table = evaluate(one, (inputs, labels), names=names)
-        assert len(met) == 1 and table["value"].notna().all() and met[0].filename == __file__
+        assert len(met) == 1 and table["value"].notna().all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluate(network, (inputs, labels), names="l2")
