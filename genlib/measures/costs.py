@@ -63,10 +63,9 @@ def cost(
         size, second = _size(shared), _seconds(shared.unlabelled)
     except ValueError:  # no data, or none that the network takes sample by sample
         lacking.add("data")
-    fixed = inputs is not None and (network.arguments is not None or not inputs.is_floating_point())
 
     def runs(measure: Measure) -> bool:
-        return not (lacking & set(measure.needs) or (fixed and any(part.of_moved_inputs for part in parts(measure))))
+        return not lacking & set(measure.needs) and all(part.passes(size) for part in parts(measure))
 
     able = [measure for measure in measures if runs(measure)]
     found = []
@@ -92,6 +91,7 @@ def _size(shared: Shared) -> Size:
         objective.classes,
         shared.parameters,
         chunks=-(-objective.samples // objective.chunk_size),
+        varied=network.arguments is None and objective.inputs.is_floating_point(),
         piecewise=network.graph is not None and linear,
         exact_trace=exact,
     )

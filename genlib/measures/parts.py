@@ -16,14 +16,15 @@ _MAX_PRODUCTS = 2000  # with the Hessian, of Lanczos' method
 class Size:
     """What a cost hangs on; the defaults are those of the numbers in the catalogue.
 
-    `piecewise`: whether the network is known to be piecewise linear. `exact_trace`: the passes of
-    `curvature.exact_trace_passes`, None where the trace takes random vectors.
+    `varied`: whether the inputs can be, as indices can't. `piecewise`: whether the network is known to be piecewise
+    linear. `exact_trace`: the passes of `curvature.exact_trace_passes`, None where the trace takes random vectors.
     """
 
     samples: int = 1024
     classes: int = 10
     parameters: int = 10_000
     chunks: int = 1
+    varied: bool = True
     piecewise: bool = True
     exact_trace: float | None = 11.0
 
@@ -89,15 +90,13 @@ class Room:
 class Part:
     """A quantity of `Shared`: its forward passes as a rule and at most, and the peak of its memory in bytes.
 
-    `kept`: as many times the parameters stay until the table is done. `of_moved_inputs`: not to be had of whole
-    numbers.
+    A part that takes no passes is refused. `kept`: as many times the parameters stay until the table is done.
     """
 
     passes: Callable[[Size], float]
     peak: Callable[[Room], float]
     at_most: Callable[[Size], float] | None = None
     kept: int = 0
-    of_moved_inputs: bool = False
 
 
 def times(parameters: int, activations: int) -> Callable[[Room], float]:
@@ -114,7 +113,7 @@ def _search() -> Part:
 
 
 def _ascents() -> Part:
-    return Part(lambda size: 4 + 58 * size.radii, times(7, 2), lambda size: 4.0 + 58 * STEPS)
+    return Part(lambda size: 4 + 58 * size.radii, times(8, 2), lambda size: 4.0 + 58 * STEPS)
 
 
 def _variance() -> Part:
@@ -123,14 +122,13 @@ def _variance() -> Part:
 
 PARTS = {
     "logits": Part(lambda size: 1, times(2, 1)),
-    "input_margins": Part(lambda size: 2, times(3, 1), of_moved_inputs=True),
+    "input_margins": Part(lambda size: 2 * size.varied, times(4, 2)),
     "jacobian_norms": Part(
-        lambda size: 1 + size.classes, lambda room: times(3, 3)(room) + room.jacobians, of_moved_inputs=True
+        lambda size: (1 + size.classes) * size.varied, lambda room: times(3, 3)(room) + room.jacobians
     ),
     "transitions": Part(
-        lambda size: -(-size.samples // 64) * 256 / size.samples if size.piecewise else 0,
+        lambda size: -(-size.samples // 64) * 256 / size.samples * (size.varied and size.piecewise),
         lambda room: times(2, 1)(room) + room.paths,
-        of_moved_inputs=True,
     ),
     "trace": Part(lambda size: size.products(30) if size.exact_trace is None else size.exact_trace, times(24, 4)),
     "eigenpairs": Part(

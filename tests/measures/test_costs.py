@@ -216,10 +216,10 @@ def test_no_row_takes_more_memory_than_is_said(case):
     }
     ratios = {}
     for row in of_parts.values():
-        bill = cost(network, data, row, **given)["bytes"].item()
-        ratios[row] = bill / peak(lambda row=row: evaluate(network, data, names=row, **given))
+        if bill := cost(network, data, row, **given)["bytes"].item():  # it isn't refused
+            ratios[row] = bill / peak(lambda row=row: evaluate(network, data, names=row, **given))
     assert {row: ratio for row, ratio in ratios.items() if ratio < 1} == {}
-    assert min(ratios.values()) < 6, ratios
+    assert min(ratios.values()) < 3 and len(ratios) >= 15
 
 
 def test_kept_eigenvectors_weigh_on_later_rows(measured):
