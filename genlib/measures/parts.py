@@ -32,7 +32,7 @@ class Size:
 
     @property
     def eigenpairs(self) -> int:
-        """Products with the Hessian until Lanczos' method has ten eigenvalues: 19 to 29."""
+        """Products with the Hessian until Lanczos' method has ten eigenvalues: 18 to 29."""
         return min(21 if self.piecewise else 24, self.parameters)
 
     @property
