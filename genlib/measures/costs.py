@@ -56,17 +56,17 @@ def cost(
     if network.size is not None:
         raise ValueError("network is a stack; give one of its networks, network.each, for the bill of each is its own")
     network, inputs, labels = (network, None, None) if data is None else network_and_samples(network, data)
-    shared = Shared(network, inputs, labels, initial=None, seed=0)
-    start = run if initial is None else initial
-    given = {"data": inputs, "labels": labels, "initial": start, "first_epoch": first_epoch, "run": run}
-    lacking, size, second = {need for need, one in given.items() if one is None}, Size(), 0.0
-    try:
+    start = run.initial if initial is None and run is not None else initial
+    others = {
+        name: None if one is None else Network.of(one, name)
+        for name, one in (("initial", start), ("first_epoch", first_epoch))
+    }
+    shared, size, second = Shared(network, inputs, labels, run=run, seed=0, **others), Size(), 0.0
+    if "data" not in shared.lacking:
         size, second = _size(shared), _seconds(shared.unlabelled)
-    except ValueError:  # no data, or none that the network takes sample by sample
-        lacking.add("data")
 
     def runs(measure: Measure) -> bool:
-        return not lacking & set(measure.needs) and all(part.passes(size) for part in parts(measure))
+        return not shared.lacking & set(measure.needs) and all(part.passes(size) for part in parts(measure))
 
     able = [measure for measure in measures if runs(measure)]
     found = []

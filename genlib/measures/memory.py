@@ -27,7 +27,7 @@ _DRAWS = 10  # that a search for a deviation may pass together
 def memory(shared: Shared, measures: list[Measure]) -> list[float]:
     """The bytes that each measure of a table takes at its peak, beyond the network and its data; earlier rows' too."""
     room = Room(sum(w.nbytes for w in shared.weights.values()))
-    with contextlib.suppress(ValueError):  # of data that are missing or that the network doesn't take
+    if "data" not in shared.lacking and any(measure.passes for measure in measures):
         objective = shared.unlabelled
         room = Room(
             room.weights,
@@ -49,7 +49,11 @@ def memory(shared: Shared, measures: list[Measure]) -> list[float]:
 def warn_of_memory(shared: Shared, measures: list[Measure]) -> None:
     """Say it beforehand where a row may take more memory than its device has to give."""
     device = next(iter(shared.weights.values())).device
-    takes, name = max(zip(memory(shared, measures), (m.name for m in measures), strict=True), default=(0, ""))
+    able = [measure for measure in measures if not shared.lacking & set(measure.needs)]
+    try:
+        takes, name = max(zip(memory(shared, able), (m.name for m in able), strict=True), default=(0, ""))
+    except Exception:  # what fails here fails in its row again, which says why
+        return
     if takes > (free := free_bytes(device)):
         warnings.warn(
             f"{name} may take {takes / 2**30:.3g} GiB of memory beyond the network and the data, and on {device} are "

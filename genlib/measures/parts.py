@@ -159,6 +159,9 @@ class Passes(float):
         found.parts = parts
         return found
 
+    def __getnewargs__(self) -> tuple[str, ...]:
+        return self.parts  # of a copy, and where it is unpickled
+
 
 def parts(measure: Measure) -> list[Part]:
     """Those of a measure of the catalogue; of one's own none is known."""

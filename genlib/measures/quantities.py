@@ -94,6 +94,18 @@ class Quantities:
         return _there(self._labels)
 
     @property
+    def lacking(self) -> set[str]:
+        """What measures need and was not given, or is refused."""
+        given = {
+            "data": self._objective,
+            "labels": self._labels,
+            "initial": self._initial,
+            "first_epoch": self._first_epoch,
+            "run": self._run,
+        }
+        return {need for need, one in given.items() if one is None or isinstance(one, ValueError)}
+
+    @property
     def samples(self) -> int:
         return self.unlabelled.samples
 

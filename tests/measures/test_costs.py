@@ -1,5 +1,6 @@
 """The bill beforehand: passes as they are counted afterwards, memory that holds, and what costs nothing."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -172,6 +173,8 @@ def test_the_numbers_of_the_catalogue_are_those_of_ten_classes():
     said |= {"gradient_variance": 3, "fisher_rao": 5, "keskar_sharpness": 61, "sam_sharpness": 4, "hessian_norm": 168}
     said |= {"top_eigenvalue": 129, "flatness": 24, "pac_bayes_scaled": 23, "sharpness_flatness": 150}
     assert {name: CATALOGUE[name].passes for name in said} == said
+    copied = copy.deepcopy(CATALOGUE["flatness"].passes)
+    assert copied == 24 and copied.parts == ("logits", "sigma isotropic")
     assert all(isinstance(measure.passes, Passes) == (measure.passes > 0) for measure in CATALOGUE.values())
 
 
@@ -245,6 +248,24 @@ def test_it_is_said_once_where_there_is_not_the_memory(measured, monkeypatch):
         evaluate(network, (inputs, labels), names="l2")
         monkeypatch.setattr(memory, "free_bytes", lambda device: bytes_of["top_eigenvalue"])
         evaluate(network, (inputs, labels), names=names)
+
+
+def test_no_memory_is_asked_for_what_will_be_refused_and_none_for_a_look_that_fails(measured, monkeypatch):
+    network, initial, inputs, labels, _ = measured
+    weights = sum(p.nbytes for p in network.parameters())
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 20 * weights)  # of a spectrum 30 times the weights
+
+    def failing(objective):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(evaluate(network, names="top_eigenvalue")["value"].item())
+        assert np.isnan(evaluate(network, inputs, names="top_eigenvalue")["value"].item())
+        evaluate(Network.stack([network, initial]), inputs, names="top_eigenvalue")
+        monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+        monkeypatch.setattr(memory, "_written", failing)
+        assert np.isfinite(evaluate(network, (inputs, labels), names="cross_entropy")["value"].item())
 
 
 def test_the_memory_that_is_free_is_a_number():
