@@ -46,7 +46,7 @@ def words_outside(formula: str) -> str:
 
 def _measure_row(measure: Measure) -> dict[str, str]:
     formula = _without_bars(measure.formula)
-    needs = [NEEDS.get(need, need) for need in measure.needs if need != "data"]
+    needs = [NEEDS.get(need, need) for need in measure.needs if need not in ("data", "labels", "classes")]
     remarks = {
         "costs": f"{measure.passes:g}",
         "needs": ", ".join(needs),

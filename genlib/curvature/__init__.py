@@ -5,6 +5,7 @@ The Hessian of the training loss: its products, eigenvalues, trace, norm and den
 
 from genlib.curvature.density import spectral_density
 from genlib.curvature.eigenvalues import gauss_newton_eigenvalues, top_eigenvalues
+from genlib.curvature.gauss_newton import exact_trace_passes
 from genlib.curvature.products import hessian_vector_product
 from genlib.curvature.sample_gradients import gradient_variance
 from genlib.curvature.traces import frobenius_norm, gauss_newton_error, trace
@@ -12,6 +13,7 @@ from genlib.curvature.volume import LogVolume, log_basin_volume
 
 __all__ = [
     "LogVolume",
+    "exact_trace_passes",
     "frobenius_norm",
     "gauss_newton_eigenvalues",
     "gauss_newton_error",

@@ -1,7 +1,7 @@
 """The Gauss-Newton part of the Hessian, from every sample's own gradients: its trace, and its spectrum."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -21,6 +21,7 @@ from genlib.network.weights import BATCH_NORM, CONVOLUTIONS, TRANSPOSED
 
 __all__ = [
     "exact_trace",
+    "exact_trace_passes",
     "gram_matrix",
     "obstacle",
     "squared_gradients",
@@ -117,11 +118,26 @@ def _own(layer: nn.Module) -> set[str]:
     return {name for name, w in layer.named_parameters(recurse=False) if w.requires_grad}
 
 
+def exact_trace_passes(objective: Objective, loss: Loss = "cross_entropy") -> float | None:
+    """The forward passes of `trace` where it is exact; None where it takes random vectors."""
+    if obstacle(objective.network, loss) or unlike_samples(objective):
+        return None
+    return _passes(_cotangents(objective.outputs), objective.network.module.modules())
+
+
+def _cotangents(outputs: int) -> int:
+    return outputs if outputs <= _ALL_CLASSES else _COTANGENTS
+
+
+def _passes(cotangents: int, layers: Iterable[nn.Module]) -> float:
+    return 1.0 + cotangents * (1 + any(isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)) for layer in layers))
+
+
 def exact_trace(
     objective: Objective, loss: str, cotangents: int | None, chunk_size: int | None, generator: torch.Generator
 ) -> Estimate:
     outputs = objective.outputs
-    count = cotangents or (outputs if outputs <= _ALL_CLASSES else _COTANGENTS)
+    count = cotangents or _cotangents(outputs)
     count, drawn = min(count, outputs), count < outputs
     if chunk_size is None:  # every sample passes backwards once a cotangent
         objective = replace(objective, chunk_size=max(1, objective.chunk_size // count))
@@ -138,8 +154,8 @@ def exact_trace(
         variance = variance + (_scatter(total, objective) if drawn else 0.0)
     by_layer = {name: by_layer.get(name, zero) for name, *_ in met}
     errors = {name: (zero + variances.get(name, 0.0)).sqrt() for name in by_layer}
-    weighing = any(isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)) for _, layer, *_ in met)
-    return Estimate(sum(by_layer.values(), zero), variance.sqrt(), 1.0 + count * (1 + weighing), by_layer, errors)
+    passes = _passes(count, [layer for _, layer, *_ in met])
+    return Estimate(sum(by_layer.values(), zero), variance.sqrt(), passes, by_layer, errors)
 
 
 def _scatter(squares: Float[Tensor, "cotangents n"], objective: Objective) -> Float[Tensor, ""]:

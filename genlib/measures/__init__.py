@@ -5,7 +5,8 @@ of them for one network.
 """
 
 from genlib.measures.by_layer import layers
+from genlib.measures.costs import cost
 from genlib.measures.evaluation import evaluate
 from genlib.measures.measure import CATALOGUE, INVARIANCES, Measure, register_measure
 
-__all__ = ["CATALOGUE", "INVARIANCES", "Measure", "evaluate", "layers", "register_measure"]
+__all__ = ["CATALOGUE", "INVARIANCES", "Measure", "cost", "evaluate", "layers", "register_measure"]

@@ -13,15 +13,17 @@ from genlib import scale
 from genlib.estimates import Estimate
 from genlib.measures.catalogue import ROWS
 from genlib.measures.measure import CATALOGUE, Measure, register_measure
+from genlib.measures.memory import warn_of_memory
 from genlib.measures.samples import Samples, network_and_samples
 from genlib.measures.searches import Shared
 from genlib.network import Network
 from genlib.network.errors import first_line, out_of_memory
 from genlib.network.losses import Loss
 from genlib.network.precision import full_precision
+from genlib.progress import progress
 from genlib.train import Run
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "named"]
 
 INFINITE = {
     -math.inf: "the value is ln 0: a norm, a distance or a loss that the measure takes the logarithm of is zero here",
@@ -66,14 +68,12 @@ def evaluate(
     `initial`, `first_epoch`: the network before training (with a `run`, its start), and after an epoch. A stack, whose
     networks may have data of their own ([models, samples, …]) and a run each: an index level `network` in front. Small
     dense networks search together, so `passes` is then that of the longest search.
+    `cost` tells beforehand what a table costs. A RuntimeWarning says it where a row may take more memory than there is.
     A measure that fails says so in its `reason`, too, and the others go on. An interrupt, or memory that is not to be
     had, ends the table: the rows that are done stay, the others say why; within a sweep it raises.
     ValueError: a name that isn't in the catalogue, data or a network that no measure could take.
     """
-    names = [names] if isinstance(names, str) else CATALOGUE if names is None else names
-    if not isinstance(names, Iterable):
-        raise ValueError(f"names is of {type(names).__name__}; give names of the catalogue, or none for all")
-    measures = [_named(name) for name in names]
+    measures = named(names)
     for argument, given, least in (("seed", seed, -math.inf), ("chunk_size", chunk_size or 1, 1), ("k", k, 1)):
         if not isinstance(given, int) or given < least:
             raise ValueError(f"{argument} is {given!r}; give a whole number{'' if given is seed else ' of at least 1'}")
@@ -98,13 +98,16 @@ def evaluate(
     options = {"loss": loss, "chunk_size": chunk_size, "k": k, "trainable_only": trainable_only}
     shared = {"run": run, "input_shape": input_shape, "seed": seed, **options, **others}
     if network.size is None:
-        return _rows(Shared(network, inputs, labels, **shared), measures, [])
+        one = Shared(network, inputs, labels, **shared)
+        warn_of_memory(one, measures)
+        return _rows(one, measures, [])
     for name, other in others.items():
         if other is not None and other.size != network.size:
             raise ValueError(f"{name} holds {other.size} networks, network {network.size}; give each network its own")
     if run is not None and len(run) != network.size:
         raise ValueError(f"run holds {len(run)} runs, network {network.size} networks; give each network its own")
     each = Shared.of_each(network, inputs, labels, **shared)
+    warn_of_memory(each[0], measures)
     ended: list[str] = []
     return pd.concat({i: _rows(shared, measures, ended) for i, shared in enumerate(each)}, names=["network"])
 
@@ -112,7 +115,8 @@ def evaluate(
 def _rows(shared: Shared, measures: list[Measure], ended: list[str]) -> pd.DataFrame:
     """The rows of one network. What ends the table is written into `ended`, and no measure is computed after it."""
     rows, numbers = [], []
-    for measure in measures:
+    for measure in (line := progress(measures, what="measures")):
+        line.set_postfix_str(measure.name)
         before = shared.passes
         found, reason, part = _measured(measure, shared, ended)
         rows.append((measure.name, shared.passes - before, reason, part))
@@ -163,6 +167,14 @@ def _ends(error: BaseException) -> str | None:
 def unexpected(error: Exception) -> str:
     """The reason of a row whose measure fails as no refusal does; the tests of this project let it raise."""
     return f"unexpected {type(error).__name__}: {first_line(error)}; please report it"
+
+
+def named(names: Iterable[str] | None) -> list[Measure]:
+    """The measures of these names, all that there are unless names are given."""
+    names = [names] if isinstance(names, str) else CATALOGUE if names is None else names
+    if not isinstance(names, Iterable):
+        raise ValueError(f"names is of {type(names).__name__}; give names of the catalogue, or none for all")
+    return [_named(name) for name in names]
 
 
 def _named(name: str) -> Measure:

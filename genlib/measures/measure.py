@@ -24,19 +24,20 @@ __all__ = [
 
 LAYERS, DINH_LAYERS, DINH_UNITS, UNITS = "layer scaling", "Dinh per layer", "Dinh per neuron", "permutation"
 INVARIANCES = (LAYERS, DINH_LAYERS, DINH_UNITS, UNITS)
-NEEDS = ("data", "layers", "margin", "initial", "first_epoch", "run")
+NEEDS = ("data", "labels", "classes", "layers", "margin", "initial", "first_epoch", "run")
 
 
 @dataclass(frozen=True)
 class Measure:
     """One measure: what it is called and written, who proposed it, what it needs, costs, and is blind to.
 
-    `needs`: `data`; `layers`, those of known types; `margin`, a positive 10th (or 5th) percentile of the margins;
-    `initial`, the weights at the start; `first_epoch`, those after an epoch; `run`, the history of the training.
-    `passes` is the cost in forward passes over the data when nothing is shared. `invariances`: what may be done to the
-    network alone, its start left as it is, without a change: every layer times a constant; one layer times a constant
-    and the next divided by it; the same for single neurons; the neurons of a layer in another order. `compute` takes
-    what the measures of one network share: the quantities of `measures/quantities.py`, the searches of `searches.py`.
+    `needs`: `data`; `labels` with them; `classes`, labels that are; `layers`, those of known types; `margin`, a
+    positive 10th (or 5th) percentile of the margins; `initial`, the weights at the start; `first_epoch`, those after an
+    epoch; `run`, the history of the training. `passes` is the cost in forward passes over the data, of ten classes,
+    when nothing is shared; `cost` tells that of a network. `invariances`: what may be done to the network alone, its
+    start left as it is, without a change: every layer times a constant; one layer times a constant and the next divided
+    by it; the same for single neurons; the neurons of a layer in another order. `compute` takes what the measures of
+    one network share: the quantities of `measures/quantities.py`, the searches of `searches.py`.
     """
 
     name: str

@@ -1,5 +1,6 @@
 """What the measures of one network ask of its weights and outputs, each computed when first asked for, and once."""
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -117,6 +118,22 @@ class Quantities(LayerQuantities):
         """Refuse outputs that are compared with other than classes, and so tell none apart."""
         if isinstance(self._targets, Tensor) and (self._targets.is_floating_point() or self._targets.dim() > 1):
             raise ValueError("labels are no classes, and this is about classes; it needs one whole number a sample")
+
+    @property
+    def lacking(self) -> set[str]:
+        """What measures need and was not given, or is refused."""
+        given = {
+            "data": self._objective,
+            "labels": self._targets,
+            "initial": self._initial,
+            "first_epoch": self._first_epoch,
+            "run": self._run,
+        }
+        lacking = {need for need, one in given.items() if one is None or isinstance(one, ValueError)}
+        with contextlib.suppress(ValueError):
+            self.require_classes()
+            return lacking
+        return {*lacking, "classes", "margin"}
 
     @property
     def samples(self) -> int:

@@ -68,7 +68,7 @@ class Shared(Quantities):
 
     def __init__(self, *arguments, stack: "tuple[Shared, int] | None" = None, k: int = 10, **more):
         super().__init__(*arguments, **more)
-        self._stack, self._k = stack, k
+        self._stack, self.k = stack, k
 
     @classmethod
     def of_each(
@@ -124,7 +124,7 @@ class Shared(Quantities):
     @quantity
     def eigenpairs(self) -> Eigenpairs:
         """The largest of the Hessian."""
-        k = min(self._k, self.parameters)
+        k = min(self.k, self.parameters)
         found = curvature.top_eigenvalues(
             *self._data, k, **self._options, tolerance=_TOLERANCE, generator=self._generator()
         )

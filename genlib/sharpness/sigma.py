@@ -15,9 +15,9 @@ from genlib.network.objective import Objective
 from genlib.network.precision import full_precision
 from genlib.sharpness.noise import Noise, mean_of_pairs, require_pairs, same_draws
 
-__all__ = ["SLOPES", "Found", "SigmaSearch", "largest_sigma", "search"]
+__all__ = ["SLOPES", "STEPS", "Found", "SigmaSearch", "largest_sigma", "search"]
 
-_STEPS = 15
+STEPS = 15
 SLOPES = {"error": 3.0, "loss": 2.0}  # d ln rise / d ln σ until two steps tell: the loss rises with σ², errors later
 _FAR = 64.0  # ratios beyond tell a step of the search no more than this
 _NARROW = 1e-3  # relative width at which a bracket is an answer
@@ -135,7 +135,7 @@ def search(
     low, high = torch.zeros_like(sigma), torch.full_like(sigma, torch.inf)
     done, not_finite = torch.zeros_like(sigma, dtype=torch.bool), torch.zeros_like(sigma, dtype=torch.long)
     measured, last = done, None
-    for step in range(1, _STEPS + 1):
+    for step in range(1, STEPS + 1):
         ratio, error, bad = rise(sigma)
         not_finite = not_finite + torch.where(done, 0, bad)
         below, level = ratio < 1, ratio.clamp(1 / _FAR, _FAR).log()
@@ -147,7 +147,7 @@ def search(
         close, both = (ratio - 1).abs() <= tolerance, (low > 0) & high.isfinite()
         at_limit = torch.where(below, sigma >= limits[1], sigma <= limits[0])
         done = close | (high <= low * (1 + _NARROW)) | at_limit
-        if done.all() or step == _STEPS:  # the one host read of a step
+        if done.all() or step == STEPS:  # the one host read of a step
             break
         last = sigma, level
         ahead = sigma * (-level / slope).clamp(-math.log(8), math.log(8)).exp()

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from genlib.data import Dataset
-from genlib.measures import CATALOGUE, catalogue, evaluate
+from genlib.measures import CATALOGUE, cost, evaluate
 from genlib.train import Run, Stop, fit
 
 
@@ -52,21 +52,17 @@ def test_what_needs_one_forward_pass_shares_it(measured):
 @pytest.mark.parametrize("name", list(CATALOGUE))
 def test_the_stated_cost_is_the_cost(measured, name):
     network, initial, inputs, labels, _ = measured
-    table = evaluate(network, (inputs, labels), initial=initial, first_epoch=initial, names=[name])
-    cost = table["passes"].iloc[0]
-    stated = CATALOGUE[name].passes
-    if stated == catalogue._SEARCH:
-        assert 10 < cost < 1 + 15 * (2 + 10) + 4  # what it could cost at worst
-    elif stated == catalogue._RADIUS:
-        assert (cost - 5) % 58 == 0 and 100 < cost < 5 + 15 * 58  # the loss, a gradient, and 58 a radius
-    elif stated == catalogue._LANCZOS:
-        assert 60 < cost < 3 + 6 * 79  # as many products as parameters would be all of the matrix
-    elif name == "transitions":  # an ellipse a 64 samples
-        assert cost == 256 / 40
-    elif stated == 11:  # 1 + the number of classes
-        assert cost == 4
+    given = {"initial": initial, "first_epoch": initial}
+    counted = evaluate(network, (inputs, labels), names=[name], **given)["passes"].iloc[0]
+    stated, at_most = cost(network, (inputs, labels), [name], **given)[["passes", "at_most"]].iloc[0]
+    if stated == at_most:
+        assert counted == stated
+    elif "eigenpairs" in CATALOGUE[name].passes.parts:
+        assert 60 < counted < 3 + 6 * 79  # as many products as parameters would be all of the matrix
+    elif name.startswith("sharpness"):
+        assert (counted - 5) % 58 == 0 and 100 < counted < at_most  # the loss, a gradient, and 58 a radius
     else:
-        assert cost == stated
+        assert 10 < counted < at_most
 
 
 def test_a_negative_margin_is_refused_with_the_reason(measured):
