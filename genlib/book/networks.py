@@ -1,28 +1,28 @@
-"""Networks that people have: of a small member of each family, which rows of the catalogue have a value, and the page.
+"""The record of networks that people have: of a small member of each family, which rows of the catalogue have a value.
 
 `python -m genlib.book.networks` measures every family anew and writes chapters/networks.json.
 """
 
-import inspect
 import json
-import re
 import warnings
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
-from genlib.book.tables import table
 from genlib.margins import margins_of_logits
-from genlib.measures import CATALOGUE, evaluate
+from genlib.measures import evaluate
 from genlib.progress import progress
 from genlib.train import Run
 
-__all__ = ["FAMILIES", "Family", "Recurrent", "Residual", "measured", "pages", "recorded"]
+__all__ = ["ATTENTION", "FAMILIES", "GATED", "RECORD", "RECURRENT", "Family", "Recurrent", "Residual", "measured"]
 
+RECORD = Path(__file__).parents[2] / "chapters/networks.json"
 SAMPLES, POOL = 12, 100
 
 
@@ -33,7 +33,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.layer, self.head = layer, nn.Linear(layer.hidden_size, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.head(self.layer(x)[0][:, -1])
 
 
@@ -44,7 +44,7 @@ class Residual(nn.Module):
         super().__init__()
         self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return x + self.second(torch.relu(self.first(x)))
 
 
@@ -82,8 +82,8 @@ def _mixer(options: str = "") -> Family:
     )
 
 
-_BLOCK = "torchvision.models.efficientnet.MBConvConfig"
-_STAGE = "torchvision.models.convnext.CNBlockConfig"
+_BLOCK = "models.efficientnet.MBConvConfig"
+_STAGE = "models.convnext.CNBlockConfig"
 _IMAGE, _SMALL, _SEQUENCE = (3, 32, 32), (3, 16, 16), (5, 4)
 FAMILIES = {
     "MLP": Family(DENSE, "torch", "nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))", (8,)),
@@ -91,64 +91,59 @@ FAMILIES = {
     "CNN": Family(
         CONVOLUTIONAL,
         "torch",
-        "nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(392, 3))",
+        "nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), "
+        "nn.Linear(392, 3))",
         _SMALL,
     ),
     "VGG with BatchNorm": Family(
         CONVOLUTIONAL,
         "torchvision",
-        "nn.Sequential(torchvision.models.vgg.make_layers([8, 'M', 16, 'M'], batch_norm=True), nn.Flatten(), nn.Linear(256, 3))",
+        "nn.Sequential(models.vgg.make_layers([8, 'M', 16, 'M'], batch_norm=True), nn.Flatten(), nn.Linear(256, 3))",
         _SMALL,
     ),
-    "ResNet": Family(CONVOLUTIONAL, "torchvision", "torchvision.models.resnet18(num_classes=3)", _IMAGE),
-    "GoogLeNet": Family(
+    "ResNet": Family(CONVOLUTIONAL, "torchvision", "models.resnet18(num_classes=3)", _IMAGE),
+    "Inception": Family(
         CONVOLUTIONAL,
         "torchvision",
-        "torchvision.models.googlenet(num_classes=3, aux_logits=False, init_weights=False)",
-        _IMAGE,
+        "nn.Sequential(models.inception.InceptionA(3, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(228, 3))",
+        _SMALL,
     ),
-    "DenseNet": Family(
-        CONVOLUTIONAL, "torchvision", "torchvision.models.DenseNet(4, (2, 2), 8, num_classes=3)", _IMAGE
-    ),
-    "MobileNetV2": Family(
-        CONVOLUTIONAL, "torchvision", "torchvision.models.mobilenet_v2(num_classes=3, width_mult=0.1)", _IMAGE
-    ),
+    "DenseNet": Family(CONVOLUTIONAL, "torchvision", "models.DenseNet(4, (2, 2), 8, num_classes=3)", _IMAGE),
+    "MobileNetV2": Family(CONVOLUTIONAL, "torchvision", "models.mobilenet_v2(num_classes=3, width_mult=0.1)", _IMAGE),
     "ShuffleNetV2": Family(
         CONVOLUTIONAL,
         "torchvision",
-        "torchvision.models.ShuffleNetV2([1, 1, 1], [8, 8, 16, 16, 16], num_classes=3)",
+        "models.ShuffleNetV2([1, 1, 1], [8, 8, 16, 16, 16], num_classes=3)",
         _IMAGE,
     ),
     "ConvNeXt": Family(
         CONVOLUTIONAL,
         "torchvision",
-        f"torchvision.models.ConvNeXt([{_STAGE}(8, 16, 1), {_STAGE}(16, None, 1)], num_classes=3)",
+        f"models.ConvNeXt([{_STAGE}(8, 16, 1), {_STAGE}(16, None, 1)], num_classes=3)",
         _SMALL,
     ),
     "EfficientNet": Family(
         GATED,
         "torchvision",
-        f"torchvision.models.EfficientNet([{_BLOCK}(2, 3, 1, 8, 8, 1), {_BLOCK}(2, 3, 2, 8, 16, 1)], 0.1, num_classes=3)",
+        f"models.EfficientNet([{_BLOCK}(2, 3, 1, 8, 8, 1), {_BLOCK}(2, 3, 2, 8, 16, 1)], 0.1, num_classes=3)",
         _SMALL,
     ),
-    "MobileNetV3": Family(
-        GATED, "torchvision", "torchvision.models.mobilenet_v3_small(num_classes=3, width_mult=0.1)", _IMAGE
-    ),
+    "MobileNetV3": Family(GATED, "torchvision", "models.mobilenet_v3_small(num_classes=3, width_mult=0.1)", _IMAGE),
     "SE-ResNet": Family(GATED, "timm", "timm.create_model('seresnet18', num_classes=3, channels=(8, 8, 8, 8))", _IMAGE),
     "ResNet with GroupNorm and SiLU": Family(
         GATED,
         "timm",
         "timm.create_model('resnet10t', num_classes=3, channels=(8, 8, 8, 8), stem_width=8, act_layer=nn.SiLU, "
-        "norm_layer=timm.layers.GroupNorm)",
+        "norm_layer=timm.layers.GroupNorm1)",
         _IMAGE,
     ),
     "Vision transformer": Family(
-        ATTENTION, "torchvision", "torchvision.models.VisionTransformer(16, 8, 1, 2, 16, 16, num_classes=3)", _SMALL
+        ATTENTION, "torchvision", "models.VisionTransformer(16, 8, 1, 2, 16, 16, num_classes=3)", _SMALL
     ),
     "Swin transformer": Family(
         ATTENTION,
         "torchvision",
-        "torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=3)",
+        "models.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=3)",
         _SMALL,
     ),
     "ViT of timm": Family(
@@ -178,7 +173,9 @@ FAMILIES = {
         "n_layers=1, dim=8, n_heads=2, hidden_dim=8, max_position_embeddings=8, vocab_size=20, num_labels=3",
     ),
     "GPT-2": _of_transformers(
-        "GPT2", "n_layer=1, n_embd=8, n_head=2, n_positions=8, vocab_size=20, num_labels=3, pad_token_id=0"
+        "GPT2",
+        "n_layer=1, n_embd=8, n_head=2, n_positions=8, vocab_size=20, num_labels=3, pad_token_id=0, bos_token_id=0, "
+        "eos_token_id=0",
     ),
     "Llama": _of_transformers("Llama", _TEXT + ", num_key_value_heads=2, pad_token_id=0"),
     "RNN": Family(RECURRENT, "torch", "Recurrent(nn.RNN(4, 8, batch_first=True), 3)", _SEQUENCE),
@@ -194,7 +191,8 @@ def measured(name: str) -> dict:
     about which it is surest. It stands for its first epoch, too, and another one for its start.
     """
     family = FAMILIES[name]
-    names = {"nn": nn, "Recurrent": Recurrent, "Residual": Residual, family.package: import_module(family.package)}
+    package = import_module(family.package)
+    names = {family.package: package, "models": models, "nn": nn, "Recurrent": Recurrent, "Residual": Residual}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the packages
         torch.manual_seed(0)
@@ -241,3 +239,15 @@ def _surest(network: nn.Module, shape: tuple[int, ...] | None) -> tuple[Tensor |
 
 def _by_reason(rows: pd.DataFrame) -> dict[str, list[str]]:
     return {reason: of.index.tolist() for reason, of in rows.groupby("reason", sort=False)}
+
+
+def main() -> None:
+    missing = sorted({of.package for of in FAMILIES.values() if find_spec(of.package) is None})
+    if missing:
+        raise SystemExit(f"{' and '.join(missing)} missing, of which the record has families: install requirements.txt")
+    record = {name: measured(name) for name in progress(FAMILIES, what="networks")}
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
