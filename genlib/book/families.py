@@ -41,8 +41,8 @@ REASONS = {
     ),
     "margins are next to zero": (
         "The smallest box or noise that is tried changes too many predictions already",
-        "Take the rows in which all weights move alike, as `sharpness_flatness`: those in proportion move each weight by "
-        "0.001 at least, and many weights together far. Or train further, for larger margins.",
+        "Take the rows in which all weights move alike, as `sharpness_flatness`: those in proportion move each weight "
+        "by 0.001 at least, and many weights together far. Or train further, for larger margins.",
     ),
     "indices of an embedding|inputs are several tensors|this moves them": (
         "The inputs are tokens, or several tensors: they have no norm, and can't be moved a little",
