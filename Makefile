@@ -20,7 +20,7 @@ JOBS     ?= 2
 TOGETHER := -n $(JOBS) --dist worksteal
 NBMAKE_OPTIONS :=
 NBMAKE   := $(BIN)/pytest --nbmake --nbmake-timeout
-PAGES    := $(wildcard chapters/assignments/release/*/*.ipynb chapters/*.md chapters/*.bib chapters/_static/*) _config.yml _toc.yml tests/benchmarks/record.json
+PAGES    := $(wildcard chapters/assignments/release/*/*.ipynb chapters/*.md chapters/*.bib chapters/networks.json chapters/_static/*) _config.yml _toc.yml tests/benchmarks/record.json
 # Two builds in one folder would remove each other's files: the second says so and ends.
 ALONE    := $(BIN)/python -m genlib.book.alone $(MAKE) --no-print-directory
 
@@ -53,7 +53,7 @@ test: $(VENV)/.installed lint  ## everything that gates a change: lint, unit tes
 test-all: test  ## `test`, every notebook as on Colab, every scale, and the claims on five fresh blocks of seeds
 	@$(ALONE) dry-runs SCALES="$(filter-out $(LARGER),$(SCALES))"
 	GENLIB_COLAB=all $(BIN)/pytest $(TOGETHER) tests/book/test_colab.py
-	GENLIB_ALL=1 OMP_NUM_THREADS=1 $(BIN)/pytest $(TOGETHER) tests/test_grammar.py tests/test_families.py
+	GENLIB_ALL=1 OMP_NUM_THREADS=1 $(BIN)/pytest $(TOGETHER) tests/test_grammar.py tests/test_families.py tests/book/test_networks.py
 	for seed in 1 2 3 4 5; do \
 	    rm -rf build/empty-cache; \
 	    GENLIB_SEED=$$seed GENLIB_CACHE="$(CURDIR)/build/empty-cache" $(NBMAKE)=3000 $(TOGETHER) chapters/[0-9]*.ipynb || exit 1; \
@@ -91,7 +91,8 @@ lab: $(VENV)/.installed  ## open the chapters in JupyterLab
 bench: $(VENV)/.installed  ## time the kernels against their peers and write tests/benchmarks/record.json
 	$(BIN)/python tests/benchmarks
 
-record: $(VENV)/.installed  ## run the chapters on seed block 1 and write their claims and populations of networks
+record: $(VENV)/.installed  ## run the chapters on seed block 1 and write their claims, populations and families of networks
+	$(BIN)/python -m genlib.book.networks
 	GENLIB_RECORD=1 GENLIB_SEED=1 $(NBMAKE)=1000000 chapters/[0-9]*.ipynb
 	GENLIB_RECORD=1 GENLIB_SEED=1 GENLIB_DATA=drawn_digits $(NBMAKE)=1000000 chapters/0[1-5]*.ipynb
 

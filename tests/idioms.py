@@ -81,6 +81,7 @@ LINEAR = {
     "view_as": lambda x: x.flatten(1).view_as(x),
     "torch.reshape": lambda x: torch.reshape(x, (-1, 16, 3)),
     "flatten, unflatten": lambda x: torch.flatten(x, 1).unflatten(1, (6, 8)),
+    "shuffle by hand": lambda x: x.view(len(x), 2, 2, 4, 3).transpose(1, 2).contiguous().view(len(x), 4, 4, 3),
     "transpose": lambda x: torch.transpose(x, 1, 2).swapaxes(2, 3),
     "permute": lambda x: torch.permute(x, (0, 2, 3, 1)).contiguous(),
     "movedim": lambda x: torch.movedim(x, 1, -1),

@@ -4,8 +4,8 @@ In the folder of executed chapters this writes
 - the configuration: execution off, and what depends on the repository's address,
 - figures/<name>: every named figure of the chapters, for other pages to show,
 - the scoreboard of claims, their counts on the first page, and their criteria without an effect,
-- the table of execution times, the catalogue of measures and its short form, the reference of genlib, and the table and
-  figure of the benchmarks,
+- the table of execution times, the catalogue of measures and its short form, the tables of networks that people have,
+  the reference of genlib, and the table and figure of the benchmarks,
 - each chapter's run time, where its first cell links to that table.
 """
 
@@ -26,7 +26,9 @@ import yaml
 
 from genlib.book import claims, plots
 from genlib.book.catalogue import catalogue_table, cheat_sheet
+from genlib.book.families import pages
 from genlib.book.ledger import SCALES, ledger
+from genlib.book.networks import RECORD
 from genlib.book.reference import reference
 from genlib.book.repository import chapters
 from genlib.book.scoreboard import draw_effects, headline, scoreboard
@@ -57,6 +59,8 @@ def assemble(root: Path, scale: str, benchmarks: Path = BENCHMARKS) -> None:
     _fill(root / "chapters/execution_times.md", "the table of execution times", times_table(notebooks, scale, records))
     _fill(root / "chapters/catalogue.md", "the catalogue", catalogue_table())
     _fill(root / "chapters/cheat_sheet.md", "the cheat sheet", cheat_sheet(ROOT / "chapters"))
+    for what, text in pages(json.loads(RECORD.read_text("utf-8"))).items():
+        _fill(root / "chapters/networks_that_people_have.md", what, text)
     for page in sorted((root / "chapters").glob("reference_*.md")):
         for module in SLOT.findall(page.read_text("utf-8")):
             _fill(page, f"the reference of {module}", reference(module))

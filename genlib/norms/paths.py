@@ -68,7 +68,6 @@ _SETTINGS = {
 _MEANS, _LARGEST, _EXTREMES = named("mean"), named("amax", "amin"), named("max", "min")
 _REDUCTIONS = named("sum", "cumsum") | _MEANS | _LARGEST | _EXTREMES
 _PAIRS = {operator.add, operator.sub, *named("add", "sub", "subtract", "rsub", "maximum", "minimum")}
-_SAME = {*CASTS, *named("clone"), "contiguous"}
 
 
 class PathSum(fx.Interpreter):
@@ -168,7 +167,7 @@ class PathSum(fx.Interpreter):
             raise NoPaths(found)
         if target in _GENTLE and not any(isinstance(a, Tensor) for a in rest) and _GENTLE[target](*args[1:], **kwargs):
             return x
-        if target in _SAME and linear:
+        if target in CASTS and linear:
             return x
         if target in COPIES and linear and not self._adds_constants():
             return plainly(target, args, kwargs)

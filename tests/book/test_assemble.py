@@ -82,7 +82,7 @@ def root(tmp_path, decide):
     """An executed chapter with a figure, and its record at two scales."""
     (tmp_path / "chapters/claims").mkdir(parents=True)
     pages = ("index", "scoreboard", "criteria_simulated", "execution_times", "how_fast", "catalogue", "cheat_sheet")
-    for name in ("_config.yml", *(f"chapters/{page}.md" for page in pages)):
+    for name in ("_config.yml", *(f"chapters/{page}.md" for page in (*pages, "networks_that_people_have"))):
         shutil.copy(ROOT / name, tmp_path / name)
     figure = {"mystnb": {"figure": {"name": "landing"}}}
     cells = [
