@@ -153,7 +153,7 @@ def test_the_readme_s_examples_run(capsys):
     assert "inverse_margin" in digits and "standard_error" in digits
     assert "over part of the network" in transformer and "unexpected" not in transformer
     assert "seconds" in loader and "hessian_trace" in loader and "stable_rank" in loader
-    assert "labels are no classes" in regression and "sam_sharpness" in regression
+    assert "labels are no classes" in regression and "gradient_norm" in regression
 
 
 def test_the_catalogue_s_example_adds_a_measure():
