@@ -43,6 +43,7 @@ def _by_layers(objective: Objective) -> tuple[Tensor, list[Tensor]]:
             square = square + squared_gradients(layer, x, delta.unsqueeze(0)).double().sum() / objective.samples
         for total, part in zip(mean, found[len(met) :], strict=True):
             total.add_(part, alpha=1 / objective.samples)
+        del loss, found  # before those of the next chunk are there
     return square, mean
 
 

@@ -20,7 +20,7 @@ from genlib.network.losses import Loss, zero_one_loss
 from genlib.network.objective import measurable, require_finite, stand_ins, start_of, with_slope
 from genlib.network.targets import sample_axes, with_targets
 from genlib.sharpness import deviations
-from genlib.sharpness.noise import Noise
+from genlib.sharpness.noise import FLOOR, Noise
 from genlib.train import Run
 
 __all__ = ["Shared"]
@@ -245,18 +245,18 @@ class Shared(Quantities):
     def sigma(self, kind: str) -> Estimate:
         """The deviation at which the error has risen by a tenth."""
         self._require_room()
-        return self._settled(self._sigma("error", _INCREASE, kind), "error", _INCREASE)
+        return self._settled(self._sigma("error", _INCREASE, kind), "error", _INCREASE, kind)
 
     @once
     def radius(self, kind: str) -> Estimate:
         """The largest box in which ascent raises the error by no more than a tenth."""
         self._require_room()
-        return self._settled(self._radius(kind), "error", _INCREASE)
+        return self._settled(self._radius(kind), "error", _INCREASE, kind)
 
     @quantity
     def scaled_kl(self) -> Estimate:
         """KL = ½ Σ (w_i/σ_i)² where σ_i = α(10|w_i| + 1) raises the loss by a half: it goes as 1/α²."""
-        found = self._settled(self._sigma("loss", 0.5, "scaled"), "loss", 0.5)
+        found = self._settled(self._sigma("loss", 0.5, "scaled"), "loss", 0.5, "scaled")
         spread = deviations(self.weights, found.value, "scaled")
         kl = pac_bayes.kl_of_means(self.weights, spread, None)
         return Estimate(kl, 2 * kl * found.standard_error / found.value, 0.0)
@@ -270,11 +270,12 @@ class Shared(Quantities):
             )
 
     @staticmethod
-    def _settled(found: Estimate, of: str, increase: float) -> Estimate:
+    def _settled(found: Estimate, of: str, increase: float, kind: str) -> Estimate:
         if not found.converged and found.lower == 0:
+            least = f", beside {FLOOR} of each weight," if kind in ("magnitude", "displacement") else ""
             raise ValueError(
-                f"network: the smallest change of the weights that is tried, {found.upper:.1g}, raises the {of} by "
-                f"more than {increase} already; many margins are next to zero, see margins.output_margins"
+                f"network: the smallest change of the weights that is tried, {found.upper:.1g}{least} raises the {of} "
+                f"by more than {increase} already; many margins are next to zero for it, see margins.output_margins"
             )
         if not found.converged:
             raise ValueError(

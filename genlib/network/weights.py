@@ -224,9 +224,14 @@ def _read(network: Network, parts: Parts) -> tuple[dict[str, list[WeightedLayer]
 
 
 def unknown_modules(network: Network) -> dict[str, nn.Module]:
-    """By name, what holds weights of no known layer, but for weights that something else computes."""
-    _, unknown = _read(network, EVERYTHING)
-    return {part: module for part, (_, module) in unknown.items() if not computes_weights(module)}
+    """By name, what holds weights of no known layer, but for weights that something else computes; and what is never
+    called, but has its weights read, as by a function of attention."""
+    known, unknown = _read(network, EVERYTHING)
+    nodes = [] if network.graph is None else network.graph.nodes
+    called = {str(node.target) for node in nodes if node.op == "call_module"}
+    read = {holder for node in nodes if node.op == "get_attr" for holder in above(str(node.target))}
+    uncalled = {name: network.module.get_submodule(name) for name in known if name in read - called}
+    return uncalled | {part: module for part, (_, module) in unknown.items() if not computes_weights(module)}
 
 
 def _layers_of(name: str, module: nn.Module) -> list[WeightedLayer]:

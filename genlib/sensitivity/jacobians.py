@@ -62,6 +62,7 @@ def jacobian_norms(
                 norms[name].add(row)
         for name in names:
             found[name].append(norms[name].value() * (softmax.rest if name == "probabilities" else 1.0))
+        del logits, x, softmax, norms, rows, row  # the graph, before that of the next chunk is built
     norms = {name: require_finite(torch.cat(parts, -1), "Jacobian norm") for name, parts in found.items()}
     return norms[of] if isinstance(of, str) else norms
 

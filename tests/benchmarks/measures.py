@@ -3,12 +3,14 @@
 import copy
 import statistics
 
+import memory
 import pandas as pd
 import torch
 import torchvision
 from networks import BEYOND_FIRST, MLP, digits, trained_mlp
 from timing import Row, medians
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from genlib import data, models, scale
 from genlib.curvature.gauss_newton import unlike_samples
@@ -20,7 +22,7 @@ from genlib.train import Stop, fit_many
 
 __all__ = ["rows"]
 
-SAMPLES = 4000
+SAMPLES, STREAMED = 4000, 500
 # Both have these; of the last noise that Jiang et al. use, |w − w⁰|, the code of 2020 has no search.
 BOTH = (
     *("parameters", "l2", "l2_distance", "parameter_norm", "frobenius_distance", "spectral_distance"),
@@ -35,6 +37,7 @@ DRAWS, LEVELS, DROP, TOLERANCE, FLOOR = 10, 15, 0.1, 0.01, 1e-3
 def rows() -> list[Row]:
     """All rows of this file: few samples, among which the norms of the weights weigh most, and as many as MNIST has."""
     table = [one_pass_row(1, None), one_pass_row(60, 1 / 1.3), whole_row(), reference_row(), stack_row()]
+    table += [stream_row(), stream_memory_row()]
     return [*table, door_row(trained_mlp(), repeated(SAMPLES), MLP, 0.03), door_row(*resnet(32), "ResNet-18", 0.05)]
 
 
@@ -66,6 +69,37 @@ def whole_row() -> Row:
     limit = least(tables[0]["passes"])
     case = f"all {len(CATALOGUE)} measures, {MLP}, {len(inputs)} samples"
     return Row("evaluate", case, "the passes that it needs", limit * once / own, 1 / 1.5, own / once, limit)
+
+
+def stream_row() -> Row:
+    """A loader of as many samples as MNIST has, read twice and written down, against the tensor."""
+    inputs, labels = repeated(60_000)
+    network, loader = trained_mlp(), DataLoader(TensorDataset(inputs, labels), STREAMED)
+    names = ["cross_entropy", "jacobian_norm", "hessian_trace", "keskar_sharpness", "flatness", "flatness_magnitude"]
+    options = {"names": names, "chunk_size": STREAMED}
+    whole, own = medians(
+        lambda: evaluate(network, (inputs, labels), **options),
+        lambda: evaluate(network, loader, **options),
+        repeats=1,
+        warm_up=0,
+    )
+    (once,) = medians(torch.no_grad()(lambda: network(inputs)), repeats=1)
+    case = f"{len(names)} measures, {MLP}, a stream of 60000 samples in chunks of {STREAMED}"
+    return Row("evaluate", case, "the tensor", whole / own, 1 / 1.1, own / once, whole / once)
+
+
+def stream_memory_row() -> Row:
+    """The peak of memory of a stream beyond that of its first chunk alone, in chunks of inputs."""
+    inputs, labels = repeated(60_000)
+    network, names = trained_mlp(), ["jacobian_norm", "gradient_variance", "fisher_rao", "sam_sharpness"]
+
+    def taken(samples: int) -> int:
+        loader = DataLoader(TensorDataset(inputs[:samples], labels[:samples]), STREAMED)
+        return memory.peak(lambda: evaluate(network, loader, names=names, chunk_size=STREAMED))
+
+    found = (taken(60_000) - taken(STREAMED)) / inputs[:STREAMED].nbytes
+    case = f"memory: {len(names)} measures, {MLP}, a stream of 60000 samples in chunks of {STREAMED}"
+    return Row("evaluate", case, "one chunk of inputs; in place of passes, chunks", 1 / found, 1.0, found, 1.0)
 
 
 def door_row(network: nn.Module, pair: tuple[torch.Tensor, torch.Tensor], name: str, share: float) -> Row:

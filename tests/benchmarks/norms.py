@@ -5,10 +5,12 @@ from functools import partial
 
 import numpy as np
 import torch
+import torchvision
 from timing import Row, medians
 from torch import nn
 
-from genlib import scale
+from genlib import norms, scale
+from genlib.measures import layers
 from genlib.network import Network
 from genlib.norms import conv_norm, path_norm
 
@@ -25,7 +27,25 @@ def rows() -> list[Row]:
         for stride in (1, 2)
         for side, kernels in ((8, 1), (32, 10))
     ]
-    return [circular_row(), *padded, path_row(1 / 1.3), path_row(None, normalized=True)]
+    return [circular_row(), *padded, path_row(1 / 1.3), path_row(None, normalized=True), layers_row()]
+
+
+def layers_row(side: int = 64) -> Row:
+    """The table of layers of a ResNet-50 against its norms one by one, what these share counted each time."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet50(num_classes=10).to(scale.device()).eval()
+    shape = (3, side, side)
+
+    def one_by_one() -> None:
+        norms.frobenius_norms(network)
+        norms.group_norms(network, 2, 1)
+        norms.spectral_norms(network, input_shape=shape)
+        norms.operator_frobenius_norms(network, input_shape=shape)
+
+    alone, own = medians(one_by_one, lambda: layers(network, input_shape=shape), repeats=3)
+    (once,) = medians(torch.no_grad()(lambda: network(torch.zeros(1, *shape, device=scale.device()))), repeats=3)
+    case = f"ResNet-50, {side}×{side}"
+    return Row("layers", case, "its norms one by one", alone / own, 1 / 1.2, own / once, alone / once)
 
 
 def circular_row(side: int = 32) -> Row:
