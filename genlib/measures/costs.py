@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from genlib.curvature import exact_trace_passes
-from genlib.measures.evaluation import named
+from genlib.measures.evaluation import named, require_options
 from genlib.measures.measure import Measure
 from genlib.measures.memory import memory
 from genlib.measures.parts import Passes, Size, parts, unseen
@@ -60,6 +60,7 @@ def cost(
     catalogue, data or a network that no measure could take, a stack.
     """
     measures, network = named(names), Network.of(network)
+    require_options(data, run=run, input_shape=input_shape, loss=loss, chunk_size=chunk_size, k=k)
     if network.size is not None:
         raise ValueError("network is a stack; give one of its networks, network.each, for the bill of each is its own")
     network, inputs, labels = (network, None, None) if data is None else network_and_samples(network, data)

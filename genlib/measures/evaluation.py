@@ -23,7 +23,7 @@ from genlib.network.precision import full_precision
 from genlib.progress import progress
 from genlib.train import Run
 
-__all__ = ["evaluate", "named"]
+__all__ = ["evaluate", "named", "require_options"]
 
 INFINITE = {
     -math.inf: "the value is ln 0: a norm, a distance or a loss that the measure takes the logarithm of is zero here",
@@ -74,20 +74,7 @@ def evaluate(
     ValueError: a name that isn't in the catalogue, data or a network that no measure could take.
     """
     measures = named(names)
-    for argument, given, least in (("seed", seed, -math.inf), ("chunk_size", chunk_size or 1, 1), ("k", k, 1)):
-        if not isinstance(given, int) or given < least:
-            raise ValueError(f"{argument} is {given!r}; give a whole number{'' if given is seed else ' of at least 1'}")
-    if loss == "error":
-        raise ValueError(
-            "loss is 'error', which has no gradient; name another, for rows of the error are that in any case"
-        )
-    for one in [] if run is None else [run] if isinstance(run, Run) else run:
-        if not isinstance(one, Run):
-            raise ValueError(
-                f"run is or holds a {type(one).__name__}; give what fit returned, of a stack a list of these"
-            )
-    if data is not None and input_shape is not None:
-        raise ValueError("input_shape is given beside data, whose samples have their own; give one of them")
+    require_options(data, run=run, input_shape=input_shape, loss=loss, chunk_size=chunk_size, k=k, seed=seed)
     network, inputs, labels = (Network.of(network), None, None) if data is None else network_and_samples(network, data)
     if initial is None and run is not None:
         initial = run.initial if network.size is None else Network.stack([one.initial for one in run])
@@ -110,6 +97,34 @@ def evaluate(
     warn_of_memory(each[0], measures)
     ended: list[str] = []
     return pd.concat({i: _rows(shared, measures, ended) for i, shared in enumerate(each)}, names=["network"])
+
+
+def require_options(
+    data: Samples | None,
+    *,
+    run: object,
+    input_shape: tuple[int, ...] | None,
+    loss: Loss,
+    chunk_size: int | None,
+    k: int,
+    seed: int = 0,
+) -> None:
+    """Refuse what no table could take, before anything is measured."""
+    for argument, given, least in (("seed", seed, -math.inf), ("chunk_size", chunk_size or 1, 1), ("k", k, 1)):
+        if not isinstance(given, int) or given < least:
+            raise ValueError(f"{argument} is {given!r}; give a whole number{'' if given is seed else ' of at least 1'}")
+    if loss == "error":
+        raise ValueError(
+            "loss is 'error', which has no gradient; name another, for rows of the error are that in any case"
+        )
+    several = isinstance(run, Iterable) and not isinstance(run, Run)
+    for one in [] if run is None else run if several else [run]:
+        if not isinstance(one, Run):
+            raise ValueError(
+                f"run is or holds a {type(one).__name__}; give what fit returned, of a stack a list of these"
+            )
+    if data is not None and input_shape is not None:
+        raise ValueError("input_shape is given beside data, whose samples have their own; give one of them")
 
 
 def _rows(shared: Shared, measures: list[Measure], ended: list[str]) -> pd.DataFrame:

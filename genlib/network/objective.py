@@ -64,12 +64,14 @@ class Objective:
         `loss`: a name of LOSSES, of labels [samples] that are classes; `mse`, `l1` and `huber` of targets in floats,
         [samples] or [samples, outputs]; a loss of torch, as nn.CrossEntropyLoss(weight, label_smoothing=0.1), whose
         mean over all samples it is then, ignored ones left out; or a function from outputs [n, outputs] and labels to
-        one number a sample or to their mean. Outputs have the shape of targets in floats with as many numbers.
+        one number a sample or to their mean, for which one forward pass over all data is seen beforehand. Outputs have
+        the shape of targets in floats with as many numbers.
         ValueError: BatchNorm or dropout in training mode, no data, labels that don't match the inputs or the classes,
         an unknown loss, or one that is no mean over the samples.
         """
         network = Network.of(network)
         loss, labels = with_targets(loss, inputs, labels, network.size)
+        given = loss
         network, inputs = measurable(network, inputs, labels, chunk_size)
         if not network.params:
             raise ValueError("network has no parameters; there is nothing to move")
@@ -83,7 +85,11 @@ class Objective:
             else:
                 outputs = require_classes(logits, labels, network.size)
         labels = labels.clone() if labels.is_inference() else labels
-        return cls(network, inputs, labels, loss, chunk_size or samples_at_once(network, inputs, labels), outputs)
+        chunk_size = chunk_size or samples_at_once(network, inputs, labels)
+        objective = cls(network, inputs, labels, loss, chunk_size, outputs)
+        if isinstance(given, Compared) and loss is not given:
+            given.require_mean(loss, objective.logits(), labels)
+        return objective
 
     @property
     def samples(self) -> int:
@@ -156,6 +162,13 @@ class Objective:
                     works = False
             passed.add("vmap" if works else "no vmap")
         return "vmap" in passed
+
+    @torch.no_grad()
+    def logits(self) -> Float[Tensor, "*models samples outputs"]:
+        """Those of all samples at the network's own weights. One forward pass."""
+        network = self.network
+        found = (network.apply(network.params, x, inputs_of_each=self.of_each) for x, _ in self.batches)
+        return torch.cat([*found], -2)
 
     def losses(self, logits: Float[Tensor, "*models n classes"], labels: Tensor) -> Float[Tensor, "*models n"]:
         """One loss a sample."""

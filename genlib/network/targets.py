@@ -28,33 +28,47 @@ class Compared:
 
     loss: Callable[[Tensor, Tensor], Tensor]
     targets: Shaped[Tensor, "samples ..."]
+    factors: Float[Tensor, " samples"] | None = None  # of each sample's loss, so that their mean is a weighted one
 
     def __call__(self, outputs: Float[Tensor, "n outputs"], samples: Int[Tensor, " n"]) -> object:
-        targets = self.targets[samples.to(self.targets.device)].to(outputs.device)
+        samples = samples.to(self.targets.device)
+        targets = self.targets[samples].to(outputs.device)
         if targets.is_floating_point():
             targets = targets.to(outputs.dtype)
             # Of a single output [n, 1] less targets [n] torch would make [n, n].
             outputs = outputs.view_as(targets) if outputs.numel() == targets.numel() else outputs
-        return self.loss(outputs, targets)
+        found = self.loss(outputs, targets)
+        return found if self.factors is None else self.factors[samples].to(outputs) * found
 
     def seen(self, outputs: Float[Tensor, "*models n outputs"], samples: Int[Tensor, "..."]) -> "Compared":
         """The same, once it is seen to be one number a sample, or the mean of these, which it then gives one by one."""
-        outputs, samples = outputs.flatten(0, -2), samples.expand(outputs.shape[:-1]).flatten()
+        outputs, samples = _finite_rows(outputs, samples)
         if isinstance(self.loss, _OfTorch):
             self.loss.require_fit(outputs, self.targets)
-        each = self
-        found = _attempted(self, outputs, samples)
+        each, found = self, _attempted(self, outputs, samples)
         if isinstance(found, Tensor) and found.dim() == 0:
-            each = replace(self, loss=vmap(lambda z, t: self.loss(z.unsqueeze(0), t.unsqueeze(0))))
+            each = replace(self, loss=vmap(self._of_one))
+            if _attempted(each, outputs, samples) is None:  # vmap doesn't follow a loss that looks at values
+                each = replace(self, loss=self._one_by_one)
+            self.require_mean(each, outputs, samples)
         together = sample_losses(each, outputs, samples)
         alone = torch.cat([sample_losses(each, z, s) for z, s in zip(outputs.split(1), samples.split(1), strict=True)])
-        given, wanted = (found, alone.mean()) if each is not self else (together, alone)
-        if not ((given - wanted).abs() <= _ALIKE * wanted.abs().amax()).all():
-            raise ValueError(
-                "loss of several samples is not the mean of theirs, or that of a sample hangs on those beside it; give "
-                "a function to one number a sample, and class weights or ignore_index as those of nn.CrossEntropyLoss"
-            )
+        _require_alike(together, alone, alone.abs().amax())
         return each
+
+    def require_mean(
+        self, each: "Compared", outputs: Float[Tensor, "*models n outputs"], samples: Int[Tensor, "..."]
+    ) -> None:
+        """Refuse a loss of all samples that isn't the mean of theirs: a few may lack a class of another weight."""
+        outputs, samples = _finite_rows(outputs, samples)
+        losses = sample_losses(each, outputs, samples)
+        _require_alike(self(outputs, samples), losses.mean(), losses.abs().mean())
+
+    def _of_one(self, outputs: Float[Tensor, "..."], target: Tensor) -> Tensor:
+        return self.loss(outputs.unsqueeze(0), target.unsqueeze(0))
+
+    def _one_by_one(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.stack([self._of_one(z, t) for z, t in zip(outputs, targets, strict=True)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,27 +76,34 @@ class _OfTorch:
     """One of torch's own losses, of each sample, such that their mean is what it gives for all samples together."""
 
     module: nn.Module
-    factor: float | Float[Tensor, ""] = 1.0  # samples over the sum of their weights, where these are not all one
 
     @classmethod
-    def of(cls, module: nn.Module, targets: Tensor) -> "_OfTorch":
+    def of(cls, module: nn.Module) -> "_OfTorch":
         if module.reduction not in ("mean", "none"):
             raise ValueError(
                 f"loss is {module} with reduction={module.reduction!r}; the mean loss is measured: give 'mean'"
             )
         each = copy.copy(module)
         each.reduction = "none"
+        return cls(each)
+
+    def factors(self, targets: Shaped[Tensor, "*models samples"]) -> Float[Tensor, " all"] | None:
+        """Samples over the sum of their weights, of each network's own data; nothing where weights are all one."""
+        module = self.module
         if not isinstance(module, nn.CrossEntropyLoss | nn.NLLLoss) or targets.is_floating_point():
-            return cls(each)
+            return None
         counted = targets != module.ignore_index
-        if not counted.any():
-            raise ValueError(f"labels are all {module.ignore_index}, which loss ignores; give at least one class")
         if ((targets < 0) & counted).any() or (module.weight is not None and (targets >= len(module.weight)).any()):
             raise ValueError("labels has values that are no class of loss, nor its ignore_index")
         weight = counted.double()
         if module.weight is not None:
             weight = weight * module.weight.to(targets.device)[targets.where(counted, 0)]
-        return cls(each, len(targets.flatten()) / weight.sum())
+        total = weight.sum(-1, keepdim=True)
+        if not (total > 0).all():
+            raise ValueError(
+                f"labels are all {module.ignore_index}, which loss ignores, or of weight 0; give at least one class"
+            )
+        return (targets.shape[-1] / total).expand_as(targets).flatten()
 
     def require_fit(self, outputs: Float[Tensor, "n outputs"], targets: Tensor) -> None:
         """Refuse targets of another shape than the outputs', which torch would broadcast, or of other classes."""
@@ -91,6 +112,11 @@ class _OfTorch:
             raise ValueError(
                 f"labels has the shape {tuple(targets.shape)} and values up to {targets.max()}, and the network "
                 f"{outputs.shape[-1]} outputs; give loss one class a sample, and the network an output a class"
+            )
+        if isinstance(self.module, nn.CrossEntropyLoss) and outputs.shape[-1] < 2:
+            raise ValueError(
+                f"loss is {self.module}, which is zero whatever the network's single output; give it one output a "
+                "class, or nn.BCEWithLogitsLoss()"
             )
         if not of_classes and targets[0].numel() != outputs.shape[-1]:
             raise ValueError(
@@ -106,7 +132,7 @@ class _OfTorch:
             module = copy.deepcopy(module) if tensors[0].dtype != outputs.dtype else module
             module = module.to(outputs)
         found = module(outputs, targets)
-        return self.factor * (found.flatten(1).mean(1) if found.dim() > 1 else found)
+        return found.flatten(1).mean(1) if found.dim() > 1 else found
 
 
 def with_targets(loss: Loss, inputs: Tensor, labels: Tensor, size: int | None) -> tuple[Loss | Compared, Tensor]:
@@ -126,16 +152,42 @@ def with_targets(loss: Loss, inputs: Tensor, labels: Tensor, size: int | None) -
         raise ValueError(
             f"labels has the shape {tuple(labels.shape)} and inputs {tuple(inputs.shape)}; give a row a sample"
         )
-    targets = labels.detach().flatten(0, axes - 1)
-    of_torch = type(loss).__module__ == nn.MSELoss.__module__ and hasattr(loss, "reduction")
+    labels, factors = labels.detach(), None
+    if type(loss).__module__ == nn.MSELoss.__module__ and hasattr(loss, "reduction"):
+        if isinstance(loss, _OF_CLASSES) and not labels.is_floating_point():
+            labels = labels.long()
+        loss = _OfTorch.of(loss)
+        factors = loss.factors(labels)
+    targets = labels.flatten(0, axes - 1)
     numbers = torch.arange(len(targets), device=labels.device).view(labels.shape[:axes])
-    return Compared(_OfTorch.of(loss, targets) if of_torch else loss, targets), numbers
+    return Compared(loss, targets, factors), numbers
 
 
 def sample_axes(inputs: Tensor, labels: Tensor | None, size: int | None) -> int:
     """How many axes are in front of a sample: [models, samples] where each network of a stack has data of its own."""
     own = size is not None and labels is not None and labels.dim() > 1
     return 2 if own and labels.shape[:2] == inputs.shape[:2] and len(labels) == size else 1
+
+
+def _finite_rows(
+    outputs: Float[Tensor, "*models n outputs"], samples: Int[Tensor, "..."]
+) -> tuple[Float[Tensor, "all outputs"], Int[Tensor, " all"]]:
+    """Those of all models, without outputs that aren't finite: of these the loss itself says so."""
+    samples = samples.expand(outputs.shape[:-1])
+    finite = outputs.isfinite().all(-1)
+    if not finite.any():
+        raise ValueError(
+            "network: its output on these data is not finite; check inputs, or measure it before it diverged"
+        )
+    return outputs[finite], samples[finite.to(samples.device)]
+
+
+def _require_alike(given: Tensor, wanted: Tensor, size: Float[Tensor, ""]) -> None:
+    if not ((given - wanted).abs() <= _ALIKE * size).all():
+        raise ValueError(
+            "loss of several samples is not the mean of theirs, or that of a sample hangs on those beside it; give "
+            "a function to one number a sample, and class weights or ignore_index as those of nn.CrossEntropyLoss"
+        )
 
 
 def _attempted(loss: SampleLoss, outputs: Tensor, samples: Tensor) -> object:

@@ -188,6 +188,14 @@ def test_refusals_of_a_bill(measured):
         cost(network, (inputs, labels + 3))
 
 
+@pytest.mark.parametrize("options", [{"k": 0}, {"chunk_size": -1}, {"loss": "error"}, {"input_shape": (5,)}])
+@pytest.mark.parametrize("function", [cost, evaluate])
+def test_options_that_no_table_could_take(measured, function, options):
+    network, _, inputs, labels, _ = measured
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+        function(network, (inputs, labels), names="parameter_norm", **options)
+
+
 def of_weights():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(72, 300), nn.ReLU(), nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 3))

@@ -36,6 +36,7 @@ def own(outputs, labels):
 
 
 # The loss, its labels, how many outputs, and what it is for all samples at once.
+# fmt: off
 LOSSES = {
     "class weights": (nn.CrossEntropyLoss(WEIGHTS), CLASSES, 4),
     "label smoothing": (nn.CrossEntropyLoss(label_smoothing=0.2), CLASSES, 4),
@@ -59,7 +60,12 @@ LOSSES = {
     "one a sample": (lambda z, y: (z - y).abs().pow(1.5).sum(1), ROWS, 4),
     "a part": (functools.partial(F.cross_entropy, label_smoothing=0.1), CLASSES, 4),
     "whole numbers": (own, 3 * CLASSES, 4),
+    "a mean that looks at values": (
+        lambda z, y: F.gaussian_nll_loss(z[:, 0], y, z[:, 1].exp()), ROWS[:, 0].double(), 2
+    ),
+    "classes in 32 bits": (nn.CrossEntropyLoss(WEIGHTS), CLASSES.int(), 4),
 }
+# fmt: on
 NAMED = {"mse": nn.MSELoss(), "l1": nn.L1Loss(), "huber": nn.HuberLoss()}
 
 
@@ -74,8 +80,8 @@ def at_once(name, module, x):
         )
     if labels.is_floating_point() or name in ("binary", "many labels"):
         labels = labels.double()
-        outputs = outputs.view_as(labels)
-    return loss(outputs, labels).mean()
+        outputs = outputs.view_as(labels) if outputs.numel() == labels.numel() else outputs
+    return loss(outputs, labels if labels.is_floating_point() else labels.long()).mean()
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -147,6 +153,33 @@ def test_a_stack_is_its_networks_one_by_one(name, of_each):
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-9, atol=0)
 
 
+def test_each_network_of_a_stack_weights_its_own_data():
+    modules, x = [network(4, seed) for seed in range(3)], torch.stack([inputs(), -inputs(), 2 * inputs()])
+    labels = torch.stack([CLASSES, IGNORED, torch.ones_like(CLASSES)])
+    found = Objective.of(Network.stack(modules), x, labels, nn.CrossEntropyLoss(WEIGHTS)).at_rest()
+    right = [F.cross_entropy(m(z), y, WEIGHTS.double()) for m, z, y in zip(modules, x, labels, strict=True)]
+    torch.testing.assert_close(found, torch.stack(right).detach(), rtol=1e-6, atol=0)
+
+
+def test_a_weight_of_a_rare_class_is_seen():
+    x = torch.randn(1000, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    labels = torch.zeros(1000, dtype=torch.long)
+    labels[7::150] = 3  # which are none of those at which a loss is first looked at
+    weighted = functools.partial(F.cross_entropy, weight=torch.tensor([1.0, 1.0, 1.0, 100.0], dtype=torch.float64))
+    with pytest.raises(ValueError, match="class weights"):
+        Objective.of(network(4), x, labels, weighted)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), F.cross_entropy])
+def test_of_inputs_that_are_not_finite_the_loss_is_not_blamed(loss):
+    x = inputs()
+    x[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="network: its loss on these data is not finite"):
+        sharpness.sam_sharpness(network(4), x, CLASSES, loss=loss, radius=0.05)
+    with pytest.raises(ValueError, match="network: its output on these data is not finite"):
+        sharpness.sam_sharpness(network(4), torch.nan * x, CLASSES, loss=loss, radius=0.05)
+
+
 def _of_batch(z, y):
     return (z - z.mean(0) - y).square().sum(1)
 
@@ -164,6 +197,7 @@ REFUSED = {
     "whole numbers for l1": ("l1", CLASSES, 4, r"labels\.float\(\)"),
     "classes beyond the outputs": (nn.CrossEntropyLoss(), CLASSES, 3, "an output a class"),
     "classes of one output": (nn.CrossEntropyLoss(), YES, 1, "an output a class"),
+    "a share of the only class": (nn.CrossEntropyLoss(), ROWS[:, :1], 1, "zero whatever"),
     "another number of samples": (nn.MSELoss(), ROWS[:7], 4, "a row a sample"),
     "all ignored": (nn.CrossEntropyLoss(), torch.full((SAMPLES,), -100), 4, "at least one class"),
     "a class below zero": (nn.CrossEntropyLoss(), CLASSES - 1, 4, "ignore_index"),
