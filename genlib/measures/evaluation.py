@@ -76,6 +76,10 @@ def evaluate(
     measures = named(names)
     require_options(data, run=run, input_shape=input_shape, loss=loss, chunk_size=chunk_size, k=k, seed=seed)
     network, inputs, labels = (Network.of(network), None, None) if data is None else network_and_samples(network, data)
+    if run is not None and isinstance(run, Run) != (network.size is None):
+        raise ValueError(
+            "run is a single one for one network, and a list of one for each network of a stack; give that"
+        )
     if initial is None and run is not None:
         initial = run.initial if network.size is None else Network.stack([one.initial for one in run])
     others = {

@@ -111,13 +111,17 @@ class Quantities(LayerQuantities):
         """Those of classes, one a sample; refused where the data have none, or other targets."""
         labels = _there(self._targets)
         self.require_classes()
-        require_labels(labels, self.unlabelled.outputs)
         return labels.long()
 
+    @once
     def require_classes(self) -> None:
         """Refuse outputs that are compared with other than classes, and so tell none apart."""
-        if isinstance(self._targets, Tensor) and (self._targets.is_floating_point() or self._targets.dim() > 1):
+        labels = self._targets
+        if not isinstance(labels, Tensor):
+            return
+        if labels.is_floating_point() or labels.dim() > 1:
             raise ValueError("labels are no classes, and this is about classes; it needs one whole number a sample")
+        require_labels(labels, self.unlabelled.outputs)
 
     @property
     def lacking(self) -> set[str]:

@@ -89,8 +89,8 @@ def inputs_and_labels(data: Samples, dtype: torch.dtype | None = None) -> tuple[
             )
         if not torch.allclose(first, again, rtol=1e-9, atol=0, equal_nan=True):
             raise ValueError(
-                f"data is a {kind} that gives other samples each time, as random crops do; turn these off, or give a "
-                "list of its batches"
+                f"data is a {kind} that gives other samples each time, as random crops and drop_last with shuffle do; "
+                "turn these off, or give a list of its batches"
             )
     return found
 

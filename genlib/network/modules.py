@@ -102,6 +102,12 @@ def require_one_shape(modules: Sequence[nn.Module]) -> None:
                 f"modules[{i}] differs from modules[0] in {odd} ({shapes.get(odd)} against {first.get(odd)}); "
                 "a stack holds networks of one shape: stack each shape by itself"
             )
+        pairs = zip(modules[0].named_parameters(), module.parameters(), strict=True)
+        if odd := [name for (name, p), q in pairs if p.requires_grad != q.requires_grad]:
+            raise ValueError(
+                f"modules[{i}] differs from modules[0] in whether {odd[0]} requires a gradient; let it do so in all "
+                "networks of a stack, or in none"
+            )
 
 
 def _require_finite(params: Params) -> None:

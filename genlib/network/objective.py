@@ -87,7 +87,7 @@ class Objective:
         labels = labels.clone() if labels.is_inference() else labels
         chunk_size = chunk_size or samples_at_once(network, inputs, labels)
         objective = cls(network, inputs, labels, loss, chunk_size, outputs)
-        if isinstance(given, Compared) and loss is not given:
+        if isinstance(given, Compared) and not given.of_torch:
             given.require_mean(loss, objective.logits(), labels)
         return objective
 

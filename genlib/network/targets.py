@@ -16,6 +16,7 @@ __all__ = ["Compared", "sample_axes", "with_targets"]
 
 _REGRESSION = {"mse": nn.MSELoss(), "l1": nn.L1Loss(), "huber": nn.HuberLoss()}
 _OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)  # their targets are whole numbers, if not shares
+_PIECE = 64  # samples
 _ALIKE = 1e-3  # of the largest loss, what other sums in another order may change
 
 
@@ -30,6 +31,10 @@ class Compared:
     targets: Shaped[Tensor, "samples ..."]
     factors: Float[Tensor, " samples"] | None = None  # of each sample's loss, so that their mean is a weighted one
 
+    @property
+    def of_torch(self) -> bool:
+        return isinstance(self.loss, _OfTorch)
+
     def __call__(self, outputs: Float[Tensor, "n outputs"], samples: Int[Tensor, " n"]) -> object:
         samples = samples.to(self.targets.device)
         targets = self.targets[samples].to(outputs.device)
@@ -43,7 +48,7 @@ class Compared:
     def seen(self, outputs: Float[Tensor, "*models n outputs"], samples: Int[Tensor, "..."]) -> "Compared":
         """The same, once it is seen to be one number a sample, or the mean of these, which it then gives one by one."""
         outputs, samples = _finite_rows(outputs, samples)
-        if isinstance(self.loss, _OfTorch):
+        if self.of_torch:
             self.loss.require_fit(outputs, self.targets)
         each, found = self, _attempted(self, outputs, samples)
         if isinstance(found, Tensor) and found.dim() == 0:
@@ -59,10 +64,13 @@ class Compared:
     def require_mean(
         self, each: "Compared", outputs: Float[Tensor, "*models n outputs"], samples: Int[Tensor, "..."]
     ) -> None:
-        """Refuse a loss of all samples that isn't the mean of theirs: a few may lack a class of another weight."""
+        """Refuse a loss of all that isn't the mean of the samples', or is another in pieces: a few may lack a class."""
         outputs, samples = _finite_rows(outputs, samples)
         losses = sample_losses(each, outputs, samples)
-        _require_alike(self(outputs, samples), losses.mean(), losses.abs().mean())
+        if each is not self:
+            _require_alike(self(outputs, samples), losses.mean(), losses.abs().mean())
+        pieces = zip(outputs.split(_PIECE), samples.split(_PIECE), strict=True)
+        _require_alike(losses, torch.cat([sample_losses(each, z, s) for z, s in pieces]), losses.abs().amax())
 
     def _of_one(self, outputs: Float[Tensor, "..."], target: Tensor) -> Tensor:
         return self.loss(outputs.unsqueeze(0), target.unsqueeze(0))
@@ -76,16 +84,17 @@ class _OfTorch:
     """One of torch's own losses, of each sample, such that their mean is what it gives for all samples together."""
 
     module: nn.Module
+    summed: bool  # over the numbers of a sample, in the place of a mean
 
     @classmethod
     def of(cls, module: nn.Module) -> "_OfTorch":
-        if module.reduction not in ("mean", "none"):
+        if module.reduction not in ("mean", "none", "batchmean"):
             raise ValueError(
                 f"loss is {module} with reduction={module.reduction!r}; the mean loss is measured: give 'mean'"
             )
         each = copy.copy(module)
         each.reduction = "none"
-        return cls(each)
+        return cls(each, module.reduction == "batchmean")
 
     def factors(self, targets: Shaped[Tensor, "*models samples"]) -> Float[Tensor, " all"] | None:
         """Samples over the sum of their weights, of each network's own data; nothing where weights are all one."""
@@ -132,7 +141,9 @@ class _OfTorch:
             module = copy.deepcopy(module) if tensors[0].dtype != outputs.dtype else module
             module = module.to(outputs)
         found = module(outputs, targets)
-        return found.flatten(1).mean(1) if found.dim() > 1 else found
+        if found.dim() == 1:
+            return found
+        return found.flatten(1).sum(1) if self.summed else found.flatten(1).mean(1)
 
 
 def with_targets(loss: Loss, inputs: Tensor, labels: Tensor, size: int | None) -> tuple[Loss | Compared, Tensor]:
@@ -145,6 +156,8 @@ def with_targets(loss: Loss, inputs: Tensor, labels: Tensor, size: int | None) -
     loss = _REGRESSION[loss] if named else loss
     if not callable(loss):
         return loss, labels
+    if isinstance(loss, type):
+        raise ValueError(f"loss is the class {loss.__name__}; give an instance of it, {loss.__name__}()")
     if labels.layout is not torch.strided or not labels.dim():
         raise ValueError(f"labels has the shape {tuple(labels.shape)}; give one a sample, in a dense tensor")
     axes = sample_axes(inputs, labels, size)

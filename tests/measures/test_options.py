@@ -200,3 +200,35 @@ def test_options_that_make_no_sense_are_refused(name):
     options, words = REFUSED[name]
     with pytest.raises(ValueError, match=words):
         evaluate(network, (inputs, targets), **options)
+
+
+def test_whole_numbers_that_are_no_classes_have_no_rows_of_classes():
+    network = dense((4, 8, 1))
+    inputs = inputs_of(network)
+    table = evaluate(network, (inputs, torch.arange(40) % 7), loss=nn.PoissonNLLLoss())
+    rows = ["negative_entropy", "jacobian_norm", "cross_entropy", "flatness", "inverse_margin"]
+    assert table.loc[rows, "reason"].str.startswith("labels has values other than 0 and 1").all()
+    assert table.loc[["hessian_trace", "sam_sharpness", "input_gradient"], "value"].notna().all()
+
+
+def test_a_stack_of_unlike_frozen_parts_is_refused_by_name():
+    networks = [dense((4, 8, 3), seed) for seed in range(2)]
+    networks[1][0].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^modules\[1\] differs .* whether 0.weight requires a gradient"):
+        Network.stack(networks)
+
+
+def test_the_trainable_parameters_of_a_stack_are_those_of_its_networks():
+    networks = [dense((4, 8, 3), seed) for seed in range(2)]
+    for network in networks:
+        network[0].requires_grad_(False)
+    inputs = inputs_of(networks[0])
+    labels = own_labels(networks[0], inputs)
+    options = {
+        "trainable_only": True,
+        "names": ["parameters", "l2", "hessian_trace", "sam_sharpness", "keskar_sharpness"],
+    }
+    together = evaluate(Network.stack(networks), (inputs, labels), **options)["value"]
+    for i, network in enumerate(networks):
+        alone = evaluate(network, (inputs, labels), **options)["value"]
+        torch.testing.assert_close(together[i].tolist(), alone.tolist(), rtol=1e-5, atol=1e-12)

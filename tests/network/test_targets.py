@@ -184,7 +184,28 @@ def _of_batch(z, y):
     return (z - z.mean(0) - y).square().sum(1)
 
 
+def _by_its_mean_weight(z, y):
+    weight = z.new_tensor([1.0, 1.0, 1.0, 100.0])[y]
+    return F.cross_entropy(z, y, reduction="none") * weight / weight.mean()
+
+
+def test_what_differs_from_piece_to_piece_is_refused_though_the_class_is_rare():
+    x = torch.randn(2000, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    labels = torch.where(torch.arange(2000) % 200 == 7, 3, torch.arange(2000) % 3)
+    with pytest.raises(ValueError, match=r"^loss of several samples is not the mean"):
+        Objective.of(network(4), x, labels, _by_its_mean_weight)
+
+
+def test_a_mean_over_the_batch_sums_over_the_numbers_of_a_sample():
+    module, x = network(4), inputs()
+    found = Objective.of(nn.Sequential(module, nn.LogSoftmax(1)), x, SHARES, nn.KLDivLoss(reduction="batchmean"))
+    expected = F.kl_div(module(x).log_softmax(1), SHARES.double(), reduction="batchmean")
+    torch.testing.assert_close(found.at_rest(), expected.detach(), rtol=1e-12, atol=0)
+
+
 REFUSED = {
+    "a class in the place of a loss": (nn.MSELoss, ROWS, 4, r"give an instance of it, MSELoss\(\)"),
+    "what raises": (lambda z, y: {}[0], ROWS, 4, "loss fails"),
     "targets of another width": (nn.MSELoss(), ROWS[:, :3], 4, "a target for each output"),
     "one target for four outputs": ("mse", ROWS[:, 0], 4, "a target for each output"),
     "a sum": (nn.MSELoss(reduction="sum"), ROWS, 4, "reduction='sum'"),
