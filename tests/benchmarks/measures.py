@@ -75,7 +75,7 @@ def stream_row() -> Row:
     """A loader of as many samples as MNIST has, read twice and written down, against the tensor."""
     inputs, labels = repeated(60_000)
     network, loader = trained_mlp(), DataLoader(TensorDataset(inputs, labels), STREAMED)
-    names = ["cross_entropy", "jacobian_norm", "hessian_trace", "keskar_sharpness", "flatness", "flatness_magnitude"]
+    names = ["cross_entropy", "jacobian_norm", "hessian_trace", "keskar_sharpness"]
     options = {"names": names, "chunk_size": STREAMED}
     whole, own = medians(
         lambda: evaluate(network, (inputs, labels), **options),
