@@ -86,7 +86,7 @@ def admitted(network: Network, inputs: Tensor, axis: int) -> Network:
             f"network: {where} draws random numbers, so that a sample gives another output each time; call "
             "module.eval() before measuring, or set its probability to 0"
         )
-    if entangled:
+    if entangled and not _by_rounding(network, few, axis):
         raise Entangled(_entangled(network.module))
     if probabilities:
         warnings.warn(
@@ -181,6 +181,25 @@ def _alone(outputs: Callable[[Tensor], Tensor], one: Tensor, module: nn.Module) 
         if out_of_memory(error):
             raise
         raise Entangled(_entangled(module)) from error
+
+
+@torch.no_grad()
+def _by_rounding(network: Network, few: Tensor, axis: int) -> bool:
+    """Whether in float64 a sample's output is the same alone: a norm of units that are next to zero enlarges what sums
+    in another order change."""
+    params, buffers = (
+        {name: t.double() if t.is_floating_point() else t.clone() for name, t in own.items()}
+        for own in (network.params, network.buffers)
+    )
+    double = replace(network, params=params, buffers=buffers)
+    few, middle = few.double() if few.is_floating_point() else few, few.shape[axis] // 2
+    try:
+        together, alone = (
+            double.apply(double.params, x.clone(), inputs_of_each=axis == 1) for x in (few, few.narrow(axis, middle, 1))
+        )
+    except Exception:  # what computes in float32 whatever it is given
+        return False
+    return bool(_alike(together.narrow(int(network.size is not None), middle, 1), alone))
 
 
 def _entangled(module: nn.Module) -> str:
