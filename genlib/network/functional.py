@@ -21,6 +21,7 @@ from genlib.network.modules import (
     copied,
     layout,
     require_equal_attributes,
+    require_equally_trainable,
     require_one_shape,
     require_weights,
     weights_apart,
@@ -89,6 +90,7 @@ class Network:
         for module in modules:
             require_weights(module)
         require_one_shape(modules)
+        require_equally_trainable(modules)
         require_equal_attributes(modules)
         params, buffers = weights_apart(*stack_module_state(modules))
         skeleton = copied(modules[0])

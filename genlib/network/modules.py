@@ -16,6 +16,7 @@ __all__ = [
     "copied",
     "layout",
     "require_equal_attributes",
+    "require_equally_trainable",
     "require_one_shape",
     "require_weights",
     "weights_apart",
@@ -102,6 +103,11 @@ def require_one_shape(modules: Sequence[nn.Module]) -> None:
                 f"modules[{i}] differs from modules[0] in {odd} ({shapes.get(odd)} against {first.get(odd)}); "
                 "a stack holds networks of one shape: stack each shape by itself"
             )
+
+
+def require_equally_trainable(modules: Sequence[nn.Module]) -> None:
+    """Refuse modules of one shape of which one has a parameter frozen that another trains."""
+    for i, module in enumerate(modules):
         pairs = zip(modules[0].named_parameters(), module.parameters(), strict=True)
         if odd := [name for (name, p), q in pairs if p.requires_grad != q.requires_grad]:
             raise ValueError(

@@ -6,13 +6,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from genlib.network import Network, Params, over_models
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, parameter_norm
 from genlib.network.precision import full_precision, upcast
+from genlib.network.targets import Compared
 from genlib.optimizers.one_sam import MeanSAM
 from genlib.optimizers.statistics import kept_wherever
 
@@ -119,7 +120,7 @@ def project_first_layer(norm: float) -> Callable[[Params], None]:
 def one_sam_gradient(
     network: nn.Module | Network,
     inputs: Tensor,
-    labels: Int[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
     rho: float,
     *,
     loss: Loss = "cross_entropy",
@@ -141,9 +142,9 @@ def one_sam_gradient(
     mean_sam = MeanSAM.of(
         found.module,
         rho,
-        loss,
+        objective.loss if isinstance(objective.loss, Compared) else loss,
         moving=found.params,
-        input_shape=objective.inputs.shape[labels.dim() :],
+        input_shape=objective.inputs.shape[objective.labels.dim() :],
         stacked=found.size is not None,
         method=method,
     )

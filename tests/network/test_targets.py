@@ -1,5 +1,6 @@
 """Losses of torch and of one's own: their mean is that of all data at once; what they can't compare is refused."""
 
+import copy
 import functools
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from genlib import curvature, sharpness
 from genlib.network import Network
+from genlib.optimizers import one_sam_gradient
 from genlib.sharpness import Objective
 
 SAMPLES = 11
@@ -178,6 +180,25 @@ def test_of_inputs_that_are_not_finite_the_loss_is_not_blamed(loss):
         sharpness.sam_sharpness(network(4), x, CLASSES, loss=loss, radius=0.05)
     with pytest.raises(ValueError, match="network: its output on these data is not finite"):
         sharpness.sam_sharpness(network(4), torch.nan * x, CLASSES, loss=loss, radius=0.05)
+
+
+@pytest.mark.parametrize("name", ["class weights", "regression", "a mean of one"])
+def test_the_mean_of_1_sam_is_that_of_the_loss(name):
+    loss, labels, outputs = LOSSES[name]
+    module, x = network(outputs), inputs()
+    value, found = one_sam_gradient(module, x, labels, 0.1, loss=loss)
+    objective = Objective.of(module, x, labels, loss)
+    torch.testing.assert_close(value, objective.at_rest())
+    weights, mean = [*module.parameters()], 0.0
+    for i in range(SAMPLES):
+        one = objective.losses(module(x[i : i + 1]), objective.labels[i : i + 1]).sum()
+        gradient = nn.utils.parameters_to_vector(torch.autograd.grad(one, weights))
+        flat = nn.utils.parameters_to_vector(weights).detach()
+        other = copy.deepcopy(module)
+        nn.utils.vector_to_parameters(flat + 0.1 * gradient / gradient.norm(), other.parameters())
+        there = objective.losses(other(x[i : i + 1]), objective.labels[i : i + 1]).sum()
+        mean = mean + nn.utils.parameters_to_vector(torch.autograd.grad(there, [*other.parameters()])) / SAMPLES
+    torch.testing.assert_close(nn.utils.parameters_to_vector(found.values()), mean, rtol=1e-6, atol=1e-10)
 
 
 def _of_batch(z, y):

@@ -122,6 +122,6 @@ def test_bad_data_is_refused(measure):
     with pytest.raises(ValueError, match="loss is 'hinge'"):
         measure(dense(), inputs, labels, loss="hinge", **asked)
     with pytest.raises(ValueError, match="one number a sample"):
-        measure(dense(), inputs, labels, loss=lambda logits, labels: logits.mean(), **asked)
+        measure(dense(), inputs, labels, loss=lambda logits, labels: logits, **asked)
     with pytest.raises(ValueError, match="chunk_size is 0"):
         measure(dense(), inputs, labels, chunk_size=0, **asked)
