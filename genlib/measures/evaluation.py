@@ -58,9 +58,10 @@ def evaluate(
     value, or no standard error, or over which part of the network a value is: norms of layers leave out what they don't
     know, as LayerNorm (`norms.unknown_parts`), and a product of the others is no bound. `data`: the training samples of
     a Dataset, a pair of inputs and labels, tensors or arrays, several inputs as ((first, second), labels) or by name in
-    a dict with labels, or a loader, list or dataset of such batches or samples, which is read into memory once and
-    brought to where the network is. Of inputs alone, rows that need labels say that they are missing; without data
-    there are those of the weights, some of which need the `input_shape` of a sample.
+    a dict with labels, or a loader, list or dataset of such batches or samples. It is read, written down, beyond 64 MB
+    into a file that is mapped, and read again to see that it gives the same; all is brought to where the network is,
+    chunk by chunk what would fill half of a GPU. Of inputs alone, rows that need labels say that they are missing;
+    without data there are those of the weights, some of which need the `input_shape` of a sample.
     `loss`, as `Objective.of` takes it, is that of curvature, gradients and sharpness. Where labels are other than
     classes, as targets of regression, rows of classes, margins and the error say so; `cross_entropy` stays what it is.
     `chunk_size`: samples that pass at a time; `k`: eigenvalues of `log_volume`. `trainable_only`: what moves, and is
