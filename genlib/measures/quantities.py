@@ -197,10 +197,8 @@ class Quantities(LayerQuantities):
     @quantity
     def logits(self) -> Float[Tensor, "samples classes"]:
         """The one forward pass that loss, entropy and margins share."""
-        batches = self.unlabelled.batches
+        found = self.unlabelled.logits()
         self.passes += 1
-        with torch.no_grad():
-            found = torch.cat([self._moved.apply(self.weights, inputs) for inputs, _ in batches])
         return require_finite(found, "output")
 
     @quantity

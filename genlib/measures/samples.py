@@ -79,8 +79,9 @@ def inputs_and_labels(data: Samples, dtype: torch.dtype | None = None) -> tuple[
         data = _PutTogether(data)
     if not isinstance(data, Iterable) or isinstance(data, str | bytes):
         raise ValueError(f"data is a {kind}; {_FORMS}")
-    found, first = _written(data, kind, dtype)
-    if not isinstance(data, list | tuple | Iterator):
+    rereadable = not isinstance(data, list | tuple | Iterator)
+    found, first = _written(data, kind, dtype, numbered=rereadable)
+    if rereadable:
         again = _sorted(numbers_of(leaves) for leaves, _ in _flat(data, kind, dtype))
         if len(again) != len(first):
             raise ValueError(
@@ -188,16 +189,16 @@ def _flat(data: Iterable, kind: str, dtype: torch.dtype | None) -> Iterator[tupl
 
 
 def _written(
-    data: Iterable, kind: str, dtype: torch.dtype | None
+    data: Iterable, kind: str, dtype: torch.dtype | None, *, numbered: bool
 ) -> tuple[tuple[Inputs, Tensor | None], Float[Tensor, " samples"]]:
-    """All batches as one, and the numbers by which their samples are known again."""
+    """All batches as one, and if they are `numbered` the numbers by which their samples are known again."""
     spec, spools, numbers = None, [], []
     with ExitStack() as files:
         for leaves, spec in _flat(data, kind, dtype):  # noqa: B007
             spools = spools or [Spool(leaf, files) for leaf in leaves]
             for spool, leaf in zip(spools, leaves, strict=True):
                 spool.append(leaf)
-            numbers.append(numbers_of(leaves))
+            numbers += [numbers_of(leaves)] if numbered else []
         if spec is None:
             once = isinstance(data, Iterator)
             mend = "it may have been read before; give a list or a loader" if once else "give one of a sample or more"
