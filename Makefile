@@ -53,7 +53,8 @@ test: $(VENV)/.installed lint  ## everything that gates a change: lint, unit tes
 test-all: test  ## `test`, every notebook as on Colab, every scale, and the claims on five fresh blocks of seeds
 	@$(ALONE) dry-runs SCALES="$(filter-out $(LARGER),$(SCALES))"
 	GENLIB_COLAB=all $(BIN)/pytest $(TOGETHER) tests/book/test_colab.py
-	GENLIB_ALL=1 OMP_NUM_THREADS=1 $(BIN)/pytest $(TOGETHER) tests/test_grammar.py tests/test_families.py tests/book/test_networks.py
+	GENLIB_ALL=1 OMP_NUM_THREADS=1 $(BIN)/pytest $(TOGETHER) tests/test_grammar.py tests/test_families.py \
+	    tests/book/test_networks.py tests/book/test_assignments.py
 	for seed in 1 2 3 4 5; do \
 	    rm -rf build/empty-cache; \
 	    GENLIB_SEED=$$seed GENLIB_CACHE="$(CURDIR)/build/empty-cache" $(NBMAKE)=3000 $(TOGETHER) chapters/[0-9]*.ipynb || exit 1; \

@@ -1,6 +1,7 @@
 """The generated parts of the book say what the executed chapters and the records say."""
 
 import base64
+import functools
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ from genlib.measures import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
 PIXELS = base64.b64encode(b"pixels").decode()
+ONCE = functools.cache(cheat_sheet)  # of the committed record, the same in every book here
 
 
 def _times(start, end):
@@ -78,8 +80,9 @@ def _timing(kernel, **changes):
 
 
 @pytest.fixture
-def root(tmp_path, decide):
+def root(tmp_path, decide, monkeypatch):
     """An executed chapter with a figure, and its record at two scales."""
+    monkeypatch.setattr("genlib.book.assemble.cheat_sheet", ONCE)
     (tmp_path / "chapters/claims").mkdir(parents=True)
     pages = ("index", "scoreboard", "criteria_simulated", "execution_times", "how_fast", "catalogue", "cheat_sheet")
     for name in ("_config.yml", *(f"chapters/{page}.md" for page in (*pages, "networks_that_people_have"))):

@@ -19,7 +19,7 @@ THERE = ("numpy", "pandas", "matplotlib", "ipykernel", "jedi")  # newest ones, a
 ADDRESS = "https://github.com/owner/name"
 COLAB = {"COLAB_RELEASE_TAG": "release-colab", "COLAB_JUPYTER_IP": "172.28.0.12", "COLAB_BACKEND_VERSION": "next"}
 EVERY = os.environ.get("GENLIB_COLAB") == "all"
-ONE = "07_predicting_generalization"  # it reads a population's record
+ONE = "07_predicting_generalization"  # up to where it reads a population's record; all of all take a quarter of an hour
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,9 @@ def test_chapter_runs_on_colab(path, colab, repository, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     assert notebook.cells[1].source == setup_cell(address(ROOT))
     notebook.cells[1].source = setup_cell(ADDRESS)
+    if not EVERY:
+        reads = [i for i, cell in enumerate(notebook.cells) if "= records.population(" in cell.source]
+        notebook.cells = notebook.cells[: reads[0] + 1]
     (tmp_path / path.name).write_text(nbformat.writes(notebook))
     monkeypatch.setenv("JUPYTER_PATH", str(folder / "jupyter"))
     resources = {"metadata": {"path": str(tmp_path)}}
@@ -117,5 +120,5 @@ def test_chapter_runs_on_colab(path, colab, repository, tmp_path, monkeypatch):
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     if path in chapters(ROOT):
         assert "scale small" in printed, "the banner says scale, seeds and device"
-        assert "verdicts are those of the record" in printed
+        assert "verdicts are those of the record" in printed or not EVERY
     assert (tmp_path / "book/chapters/records").is_dir()
