@@ -13,6 +13,9 @@ import torch
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 _CACHES = itertools.count()
+# Whose tests run tables of all measures. Checks of types double their time, and are made where each kernel is tested.
+_TABLES = """test_arguments test_costs test_evaluation test_families test_grammar test_invariances test_losses test_networks
+test_options test_outputs test_samples test_whole_tables""".split()
 
 
 def pytest_collection_modifyitems(items):
@@ -44,12 +47,15 @@ def _nothing_unexpected(monkeypatch):
     monkeypatch.setattr("genlib.measures.evaluation.unexpected", raised)
 
 
+@pytest.fixture(autouse=True)
+def _types(request):
+    jaxtyping.config.update("jaxtyping_disable", request.path.stem in _TABLES)
+
+
 @pytest.fixture
-def unchecked():
+def unchecked(_types):
     """Without the type checks of the tests, which would refuse a wrong type before genlib can."""
     jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")
