@@ -1,6 +1,7 @@
 """What `fit` and `fit_many` train with: one network, or a stack of them behind the same few methods."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -48,7 +49,8 @@ class Single:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.mean_sam = _mean_sam(self.module, plan, self.moving, job.dataset)
         self.chain = _chain(self.module, plan, self.moving, job.dataset)
-        self.ascent = Ascent(plan.recipe, kept=lambda: kept(self.module)) if isinstance(plan.recipe, SAM) else None
+        untouched = nullcontext if self.chain else lambda: kept(self.module)  # a chain holds nothing but parameters
+        self.ascent = Ascent(plan.recipe, kept=untouched) if isinstance(plan.recipe, SAM) else None
         loss = per_sample_loss(plan.loss)
         self.mean_loss = MEANS.get(loss, lambda logits, labels: loss(logits, labels).mean())
 
@@ -95,7 +97,7 @@ class Single:
 
     def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Float[Tensor, ""], Sequence[Tensor | None]]:
         if self.chain is not None:
-            return loss_and_gradient(self.chain, self.moving, inputs, labels, self.plan.loss)
+            return as_trained(lambda x: loss_and_gradient(self.chain, self.moving, x, labels, self.plan.loss))(inputs)
         mean = self.mean_loss(self.forward(inputs), labels)
         return mean.detach(), torch.autograd.grad(mean, list(self.moving.values()), allow_unused=True)
 
