@@ -70,9 +70,9 @@ class MeanSAM:
         self, params: Params, buffers: Params, inputs: Tensor, labels: Int[Tensor, "..."]
     ) -> tuple[Float[Tensor, "*models"], Params]:
         """The mean loss at θ, and the gradient; each network of a stack has its own inputs and labels."""
-        params = {name: param.detach() for name, param in params.items()}
         if self.chain is not None:
             return _closed_form(self.chain, params, inputs, labels, self.loss, self.rho)
+        params = {name: param.detach() for name, param in params.items()}
         if not self.stacked:
             return self._per_sample(params, buffers, inputs, labels)
         found = [
@@ -159,8 +159,8 @@ def _closed_form(
 
     def perturbed(layer: Dense, x: Tensor) -> Tensor:
         a, delta, product = records[layer]
-        if a is x:  # the first layer sees what it saw
-            return outputs[layer].addcmul_(delta, s * product)
+        if a is x:  # the first layer sees what it saw; not in place, for a layer above may have seen its output itself
+            return outputs[layer].addcmul(delta, s * product)
         product = (a * x).sum(-1, keepdim=True) + (layer.bias is not None)
         return linear(params, layer, x).addcmul_(delta, s * product)
 

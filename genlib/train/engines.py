@@ -274,7 +274,8 @@ def _gradient(engine: Single | Stack, inputs: Tensor, labels: Tensor) -> tuple[T
     recipe = engine.plan.recipe
     if isinstance(recipe, OneSAM):
         try:
-            loss, grads = engine.mean_sam(engine.moving, engine.fixed, inputs, labels)
+            fixed = {} if engine.chain else engine.fixed
+            loss, grads = engine.mean_sam(engine.moving, fixed, inputs, labels)
         except RuntimeError as error:  # vmap's, in words of its own
             raise ValueError(
                 f"network: its samples can't pass each by itself ({first_line(error)}); train by SAM, or "
