@@ -33,7 +33,7 @@ from genlib.network.kinds import (
 )
 from genlib.network.outputs import entry_of_logits
 
-__all__ = ["ELEMENTWISE", "Layer", "Rerun", "altered", "dense_steps", "layers_of", "traced"]
+__all__ = ["ELEMENTWISE", "Layer", "Rerun", "altered", "changes_nothing", "dense_steps", "layers_of", "traced"]
 
 _LEN = len
 
@@ -324,13 +324,13 @@ def dense_steps(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
     if type(module).forward is not nn.Sequential.forward or altered(module):
         return None
     # Not named_children, which leaves out a layer that it has met before.
-    steps = [(name, layer) for name, layer in module._modules.items() if not _changes_nothing(layer)]
+    steps = [(name, layer) for name, layer in module._modules.items() if not changes_nothing(layer)]
     linear = [layer.weight for _, layer in steps if type(layer) is nn.Linear]
     dense = all(type(layer) is nn.Linear or type(layer) in ELEMENTWISE for _, layer in steps)
     return steps if dense and len(set(linear)) == len(linear) else None
 
 
-def _changes_nothing(layer: nn.Module) -> bool:
+def changes_nothing(layer: nn.Module) -> bool:
     """Whether samples that are flat already pass a layer as they are."""
     whole = type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)
     return whole or (type(layer) is nn.Dropout and not layer.training)

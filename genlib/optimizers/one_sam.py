@@ -1,35 +1,33 @@
 """The mean over a batch of each sample's own SAM gradient: in closed form for dense networks, else sample by sample."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from genlib.network import ELEMENTWISE, Params, aliases, called, over_models, plainly_called
+from genlib.network import Params, aliases, called, over_models
+from genlib.network.chains import (
+    Chain,
+    Dense,
+    backward,
+    dense_chain,
+    forward,
+    linear,
+    loss_and_slope,
+    of_weights,
+    transposed,
+)
 from genlib.network.chunks import side_by_side
-from genlib.network.losses import Loss, per_sample_loss, sample_losses
-from genlib.network.normalizations import SimplifiedLayerNorm
+from genlib.network.losses import Loss
 
 __all__ = ["MeanSAM"]
 
-Pullback = Callable[[Tensor], Tensor]
 _METHODS = ("auto", "closed form", "per sample")
-_OF_EACH_SAMPLE = (*ELEMENTWISE, SimplifiedLayerNorm)
-
-
-class _Dense(NamedTuple):
-    """The names of a dense layer's parameters."""
-
-    weight: str
-    bias: str | None
-
-
-Chain = list[_Dense | nn.Module]
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class MeanSAM:
         method: str = "auto",
     ) -> "MeanSAM":
         """The gradient in the parameters named in `moving`; ValueError where no method covers the module."""
-        chain, why = _dense_chain(module, moving, input_shape)
+        chain, why = dense_chain(module, moving, input_shape)
         if method not in _METHODS:
             raise ValueError(f"method is {method!r}; choose {', '.join(_METHODS)}")
         if method == "closed form" and chain is None:
@@ -72,9 +70,9 @@ class MeanSAM:
         self, params: Params, buffers: Params, inputs: Tensor, labels: Int[Tensor, "..."]
     ) -> tuple[Float[Tensor, "*models"], Params]:
         """The mean loss at θ, and the gradient; each network of a stack has its own inputs and labels."""
-        params = {name: param.detach() for name, param in params.items()}
         if self.chain is not None:
             return _closed_form(self.chain, params, inputs, labels, self.loss, self.rho)
+        params = {name: param.detach() for name, param in params.items()}
         if not self.stacked:
             return self._per_sample(params, buffers, inputs, labels)
         found = [
@@ -104,9 +102,9 @@ class MeanSAM:
             return (of_one(params, x) * slope).sum()
 
         # The loss stays outside of vmap, for not every operation of a loss can go inside.
-        loss_and_slope = _loss_and_slope(self.loss, labels)
         with torch.no_grad():
-            losses, slopes = loss_and_slope(vmap(of_one, (None, 0), randomness="different")(params, inputs))
+            logits = vmap(of_one, (None, 0), randomness="different")(params, inputs)
+            losses, slopes = loss_and_slope(self.loss, labels, logits)
             g = vmap(grad(along), (None, 0, 0), randomness="different")(params, inputs, slopes)
             norms = torch.stack([torch.linalg.vector_norm(part.flatten(1), dim=1) for part in g.values()])
             step = _step_length(norms.square().sum(0), self.rho)
@@ -116,37 +114,8 @@ class MeanSAM:
             leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
             there = {name: leaves[name] + part for name, part in g.items()}
             logits = vmap(of_one, randomness="different")(there, inputs)
-            slopes = loss_and_slope(logits)[1]
+            slopes = loss_and_slope(self.loss, labels, logits)[1]
             return losses.sum(), torch.autograd.grad(logits, list(leaves.values()), slopes, materialize_grads=True)
-
-
-def _dense_chain(module: nn.Module, moving: Collection[str], input_shape: Sequence[int]) -> tuple[Chain | None, str]:
-    """The steps of a network that the closed form covers, or None and why it doesn't."""
-    if type(module).forward is not nn.Sequential.forward or not plainly_called(module):
-        return None, "network is no Sequential, or has hooks or a forward of its own"
-    layers = list(module._modules.items())  # not named_children, which leaves out a layer that it has met before
-    if odd := [name for name, layer in layers if _unknown(layer)]:
-        return None, f"network has the layer {odd[0]}, {type(module._modules[odd[0]]).__name__}"
-    if len(input_shape) != 1 and type(layers[0][1]) is not nn.Flatten:
-        return None, f"its inputs have the shape {tuple(input_shape)} and aren't flattened"
-    dense = [(name, layer) for name, layer in layers if isinstance(layer, nn.Linear)]
-    if len({id(layer.weight) for _, layer in dense}) < len(dense):
-        return None, "network uses a weight twice"
-    own = {f"{name}.{kind}" for name, layer in dense for kind, p in layer._parameters.items() if p is not None}
-    if own != set(moving):
-        return None, "network has weights that aren't trained, are used twice, or stand beside those of its layers"
-    steps = {
-        name: _Dense(f"{name}.weight", layer.bias if layer.bias is None else f"{name}.bias") for name, layer in dense
-    }
-    return [steps.get(name, layer) for name, layer in layers if not isinstance(layer, nn.Flatten | nn.Dropout)], ""
-
-
-def _unknown(layer: nn.Module) -> bool:
-    if type(layer) is nn.Flatten:
-        return (layer.start_dim, layer.end_dim) != (1, -1)
-    if type(layer) is nn.Dropout:
-        return layer.training
-    return type(layer) is not nn.Linear and type(layer) not in _OF_EACH_SAMPLE
 
 
 def _require_samples_alone(module: nn.Module) -> None:
@@ -159,10 +128,9 @@ def _require_samples_alone(module: nn.Module) -> None:
 
 
 class _Record(NamedTuple):
-    """Of a dense layer at θ: its input a, its output z, the gradient δ there, and |a|², with a bias |a|² + 1."""
+    """Of a dense layer at θ: its input a, the gradient δ at its output, and |a|², with a bias |a|² + 1."""
 
     a: Tensor
-    z: Tensor
     delta: Tensor
     square: Tensor
 
@@ -175,108 +143,36 @@ def _closed_form(
 
     With s, δ and a held fixed, the gradient of those outputs' mean loss in W and b is the mean of the gradients.
     """
-    x, loss_and_slope = inputs.flatten(labels.dim()), _loss_and_slope(loss, labels)
-    logits, tape = _forward(chain, params, x)
-    losses, slopes = loss_and_slope(logits)
-    records, square = {}, 0.0
-    for layer, a, z, delta in _backward(chain, params, tape, slopes):
+    x, outputs, records, square = inputs.flatten(labels.dim()), {}, {}, 0.0
+
+    def through(layer: Dense, a: Tensor) -> Tensor:
+        outputs[layer] = linear(params, layer, a)
+        return outputs[layer]
+
+    logits, tape = forward(chain, through, x)
+    losses, slopes = loss_and_slope(loss, labels, logits)
+    for layer, a, delta in backward(chain, partial(transposed, params), tape, slopes):
         square_in = a.square().sum(-1, keepdim=True) + (layer.bias is not None)
         square = delta.square().sum(-1, keepdim=True).mul_(square_in).add_(square)
-        records[layer] = _Record(a, z, delta, square_in)
+        records[layer] = _Record(a, delta, square_in)
     s = _step_length(square, rho)
-    ascent = {layer: record._replace(delta=s * record.delta) for layer, record in records.items()}
-    logits, tape = _forward(chain, params, x, ascent)
-    slopes = loss_and_slope(logits)[1] / labels.shape[-1]
-    gradients = {}
-    for layer, a, _, delta in _backward(chain, params, tape, slopes, ascent):
-        gradients[layer.weight] = delta.mT @ a
-        if layer.bias is not None:
-            gradients[layer.bias] = delta.sum(-2)
-    return losses.mean(-1), {name: gradients[name] for name in params}
 
+    def perturbed(layer: Dense, x: Tensor) -> Tensor:
+        a, delta, product = records[layer]
+        if a is x:  # the first layer sees what it saw; not in place, for a layer above may have seen its output itself
+            return outputs[layer].addcmul(delta, s * product)
+        product = (a * x).sum(-1, keepdim=True) + (layer.bias is not None)
+        return linear(params, layer, x).addcmul_(delta, s * product)
 
-def _forward(
-    chain: Chain, params: Params, x: Tensor, ascent: dict[_Dense, _Record] | None = None
-) -> tuple[Tensor, list[tuple[Tensor, Tensor] | Pullback]]:
-    """The outputs, and of each dense layer its input and output, of each other operation its pullback."""
-    tape = []
-    for layer in chain:
-        if not isinstance(layer, _Dense):
-            x, kept = _with_pullback(layer, x)
-        elif ascent is None:
-            kept = x, _linear(params, layer, x)
-        elif (rest := ascent[layer]).a is x:  # the first layer sees what it saw
-            kept = x, rest.z.addcmul(rest.delta, rest.square)
-        else:
-            product = (rest.a * x).sum(-1, keepdim=True) + (layer.bias is not None)
-            kept = x, _linear(params, layer, x).addcmul_(rest.delta, product)
-        if isinstance(layer, _Dense):
-            x = kept[1]
-        tape.append(kept)
-    return x, tape
+    def back(layer: Dense, slope: Tensor) -> Tensor:
+        a, delta, _ = records[layer]
+        return transposed(params, layer, slope).addcmul_(a, s * (delta * slope).sum(-1, keepdim=True))
 
-
-def _backward(
-    chain: Chain,
-    params: Params,
-    tape: list[tuple[Tensor, Tensor] | Pullback],
-    delta: Tensor,
-    ascent: dict[_Dense, _Record] | None = None,
-) -> Iterator[tuple[_Dense, Tensor, Tensor, Tensor]]:
-    """Of each dense layer, the last first, its input, its output, and the gradient there."""
-    first = next(layer for layer in chain if isinstance(layer, _Dense))
-    for layer, kept in zip(reversed(chain), reversed(tape), strict=True):
-        if not isinstance(layer, _Dense):
-            delta = kept(delta)
-            continue
-        yield layer, *kept, delta
-        if layer is first:
-            return
-        below = delta @ params[layer.weight]
-        if ascent is not None:
-            rest = ascent[layer]
-            below.addcmul_(rest.a, (rest.delta * delta).sum(-1, keepdim=True))
-        delta = below
-
-
-def _linear(params: Params, layer: _Dense, x: Tensor) -> Tensor:
-    weight, bias = params[layer.weight], params.get(layer.bias)
-    if weight.dim() == 2:
-        return F.linear(x, weight, bias)
-    return x @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-
-
-def _with_pullback(layer: nn.Module, x: Tensor) -> tuple[Tensor, Pullback]:
-    """The operation's outputs, and the function that takes a gradient there to one at its inputs."""
-    if type(layer) is nn.ReLU:  # by hand, which is several times as fast
-        y = x.relu()
-        return y, lambda g: torch.ops.aten.threshold_backward(g, y, 0)
-    if type(layer) is SimplifiedLayerNorm:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = 1 / norm.clamp_min(layer.epsilon)
-        y, scaled = x * inverse, norm >= layer.epsilon
-        return y, lambda g: torch.addcmul(g, y, (g * y).sum(-1, keepdim=True) * scaled, value=-1) * inverse
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        y = layer(x.clone() if getattr(layer, "inplace", False) else x)
-    return y.detach(), lambda g: torch.autograd.grad(y, x, g)[0]
-
-
-def _loss_and_slope(loss: Loss, labels: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The function from logits to one loss a sample, and its gradient there."""
-
-    def by_autograd(logits: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            logits = logits.detach().requires_grad_()
-            losses = sample_losses(per_sample_loss(loss), logits, labels)
-            return losses.detach(), torch.autograd.grad(losses.sum(), logits)[0]
-
-    def by_hand(logits: Tensor) -> tuple[Tensor, Tensor]:
-        r = logits.detach() - sides
-        return r.square().squeeze(-1), 2 * r
-
-    sides = (2.0 * labels - 1).unsqueeze(-1)
-    return lambda logits: (by_hand if loss == "mse" and logits.shape[-1] == 1 else by_autograd)(logits)
+    logits, tape = forward(chain, perturbed, x)
+    slopes, gradient = loss_and_slope(loss, labels, logits, 1 / labels.shape[-1])[1], {}
+    for layer, a, delta in backward(chain, back, tape, slopes):
+        gradient |= of_weights(layer, a, delta)
+    return losses.mean(-1), {name: gradient[name] for name in params}
 
 
 def _step_length(square: Tensor, rho: float) -> Tensor:

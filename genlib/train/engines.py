@@ -1,6 +1,7 @@
 """What `fit` and `fit_many` train with: one network, or a stack of them behind the same few methods."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from genlib.data import Dataset
 from genlib.network import Network, Params, copied, over_models, without_hooks
+from genlib.network.chains import Chain, dense_chain, loss_and_gradient
 from genlib.network.chunks import BLOCK_BYTES, samples_to_score
 from genlib.network.errors import first_line
 from genlib.network.losses import (
@@ -46,7 +48,9 @@ class Single:
             self.optimizer = build(plan.base, params, **options)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.mean_sam = _mean_sam(self.module, plan, self.moving, job.dataset)
-        self.ascent = Ascent(plan.recipe, kept=lambda: kept(self.module)) if isinstance(plan.recipe, SAM) else None
+        self.chain = _chain(self.module, plan, self.moving, job.dataset)
+        untouched = nullcontext if self.chain else lambda: kept(self.module)  # a chain holds nothing but parameters
+        self.ascent = Ascent(plan.recipe, kept=untouched) if isinstance(plan.recipe, SAM) else None
         loss = per_sample_loss(plan.loss)
         self.mean_loss = MEANS.get(loss, lambda logits, labels: loss(logits, labels).mean())
 
@@ -92,6 +96,8 @@ class Single:
         return self.optimizer.step(closure).detach()
 
     def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Float[Tensor, ""], Sequence[Tensor | None]]:
+        if self.chain is not None:
+            return as_trained(lambda x: loss_and_gradient(self.chain, self.moving, x, labels, self.plan.loss))(inputs)
         mean = self.mean_loss(self.forward(inputs), labels)
         return mean.detach(), torch.autograd.grad(mean, list(self.moving.values()), allow_unused=True)
 
@@ -147,6 +153,7 @@ class Stack:
         )
         self.network.module.train()
         self.mean_sam = _mean_sam(self.network.module, plan, self.moving, jobs[0].dataset, stacked=True)
+        self.chain = _chain(self.network.module, plan, self.moving, jobs[0].dataset)
         self.ascent = self._ascent()
         self.loss, self.rows = per_sample_loss(plan.loss), None
         self._lay_out_data()
@@ -219,6 +226,8 @@ class Stack:
         return each
 
     def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Float[Tensor, " models"], Sequence[Tensor | None]]:
+        if self.chain is not None:
+            return loss_and_gradient(self.chain, self.moving, inputs, labels, self.plan.loss)
         each = sample_losses(self.loss, self.logits(inputs), labels).mean(1)
         return each.detach(), torch.autograd.grad(each.sum(), list(self.moving.values()), allow_unused=True)
 
@@ -265,7 +274,8 @@ def _gradient(engine: Single | Stack, inputs: Tensor, labels: Tensor) -> tuple[T
     recipe = engine.plan.recipe
     if isinstance(recipe, OneSAM):
         try:
-            loss, grads = engine.mean_sam(engine.moving, engine.fixed, inputs, labels)
+            fixed = {} if engine.chain else engine.fixed
+            loss, grads = engine.mean_sam(engine.moving, fixed, inputs, labels)
         except RuntimeError as error:  # vmap's, in words of its own
             raise ValueError(
                 f"network: its samples can't pass each by itself ({first_line(error)}); train by SAM, or "
@@ -308,6 +318,12 @@ def _mean_sam(
         return None
     shape = dataset.input_shape
     return MeanSAM.of(module, plan.recipe.rho, plan.loss, moving=moving, input_shape=shape, stacked=stacked)
+
+
+def _chain(module: nn.Module, plan: Plan, moving: Params, dataset: Dataset) -> Chain | None:
+    """The dense layers that pass forward and back without autograd, where nothing else looks on."""
+    plain = all(p.dtype in (torch.float32, torch.float64) and not p._backward_hooks for p in moving.values())
+    return dense_chain(module, moving, dataset.input_shape)[0] if plain and not callable(plan.loss) else None
 
 
 @torch.no_grad()

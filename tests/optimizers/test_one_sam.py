@@ -26,6 +26,13 @@ def binary():
     return x, y % 2
 
 
+def layers(seed, *between):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(5, 6), between[0], nn.Linear(6, 6), between[1], nn.Linear(6, 6), nn.Linear(6, 4)
+    ).eval()
+
+
 CASES = {
     "bias": (lambda s=0: models.two_layer(5, width=7, seed=s), binary(), "mse"),
     "no bias": (lambda s=0: models.two_layer(5, width=7, bias=False, seed=s), binary(), "mse"),
@@ -40,6 +47,8 @@ CASES = {
     "classes": (lambda s=0: models.mlp(5, 4, width=6, depth=3, seed=s), classes(), "cross_entropy"),
     "classes, mse": (lambda s=0: models.mlp(5, 4, width=6, activation="tanh", seed=s), classes(), "mse"),
     "linear": (lambda s=0: models.mlp(5, 4, depth=0, seed=s), classes(), "cross_entropy"),
+    "nothing between": (lambda s=0: layers(s, nn.Identity(), nn.Sigmoid()), classes(), "cross_entropy"),
+    "dropout of nothing": (lambda s=0: layers(s, nn.Tanh(), nn.Dropout(0.0)), classes(), "mse"),
 }
 
 
