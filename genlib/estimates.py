@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 __all__ = ["Density", "Eigenpairs", "Estimate", "Maximum", "interval"]
@@ -80,5 +80,5 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
     mean = float(values.mean())
     if len(values) < 2:
         return mean, mean
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(special.stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)))
     return mean - half, mean + half
