@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from genlib.estimates import Estimate
 from genlib.network import Network, Params
+from genlib.network.calls import altered
 from genlib.network.derivatives import square
 from genlib.network.door import spread
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, rademacher, with_slope
-from genlib.network.operations import altered
 from genlib.network.outputs import logits_of
 from genlib.network.weights import BATCH_NORM, CONVOLUTIONS, TRANSPOSED
 
