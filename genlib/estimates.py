@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy import special
 from torch import Tensor
 
 __all__ = ["Density", "Eigenpairs", "Estimate", "Maximum", "interval"]
@@ -76,6 +75,8 @@ class Density:
 
 def interval(values: Iterable[float]) -> tuple[float, float]:
     """The 95 % interval of the mean, mean ± t(n-1) s/√n; of one value that value twice, for nothing says its spread."""
+    from scipy import special  # here, for scipy takes longer to import than all of genlib
+
     values = np.array(list(values), float)
     mean = float(values.mean())
     if len(values) < 2:

@@ -83,7 +83,7 @@ def unlike_samples(objective: Objective) -> str | None:
     module, met = with_records(few.network)
     with torch.enable_grad():
         logits = logits_of(module(x), len(x))
-        of_each = with_slope(square(logits, logits))
+        of_each = with_slope(square(logits, logits)).unbind()
     layers = list(met)
     if cut := [name for name, _, _, output in layers if not output.requires_grad]:
         return f"network: {cut[0]} runs without a graph"
@@ -92,15 +92,14 @@ def unlike_samples(objective: Objective) -> str | None:
         return f"network: {odd[0]} sees other rows than one for each sample"
     unlike, places = [], [*(output for *_, output in layers), *weights]
     for i in {0, len(x) // 2}:
-        one = (torch.arange(len(x), device=x.device) == i).to(of_each)
-        found = torch.autograd.grad(of_each, places, one, retain_graph=True, materialize_grads=True)
+        found = torch.autograd.grad(of_each[i], places, retain_graph=True, materialize_grads=True)
         if len(met) != len(layers):
             return "network: its layers run again as it is differentiated"
         squares = [
             squared_gradients(layer, seen, delta.unsqueeze(0))[0, i]
             for (_, layer, seen, _), delta in zip(layers, found, strict=False)
         ]
-        by_layers, whole = sum(squares, one.new_zeros(())), sum(g.square().sum() for g in found[len(layers) :])
+        by_layers, whole = sum(squares, of_each[i].new_zeros(())), sum(g.square().sum() for g in found[len(layers) :])
         unlike.append((by_layers - whole).abs() > 1e-3 * whole)
     if torch.stack(unlike).any():  # the one host read
         return "network: its layers' rows don't belong to one sample each, or weights take part that no layer holds"

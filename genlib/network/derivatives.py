@@ -146,7 +146,7 @@ def _apart_along_inputs(network: Network, x: Tensor, seed: int, look: _Look) -> 
             value = square(logits := network.apply(params, x + t * v, buffers=buffers), logits).mean()
         if not value.requires_grad:
             raise ValueError("network: its output has no derivative with respect to inputs; remove no_grad or detach")
-        found.append((value.detach(), *pulled_back(value, [t], torch.ones_like(value))))
+        found.append((value.detach(), *pulled_back(value, [t])))
         rounds |= composed.rounds
     (up, uphill), (down, downhill) = found
     means = [(up - down) / (2 * look.step), (uphill + downhill) / 2]
