@@ -85,6 +85,7 @@ def unlike_samples(objective: Objective) -> str | None:
         logits = logits_of(module(x), len(x))
         of_each = with_slope(square(logits, logits)).unbind()
     layers = list(met)
+    met.clear()  # for the module's hooks hold on to it, in a circle that lives on until it is searched for
     if cut := [name for name, _, _, output in layers if not output.requires_grad]:
         return f"network: {cut[0]} runs without a graph"
     weights = [p for p in module.parameters() if p.requires_grad]
@@ -93,7 +94,7 @@ def unlike_samples(objective: Objective) -> str | None:
     unlike, places = [], [*(output for *_, output in layers), *weights]
     for i in {0, len(x) // 2}:
         found = torch.autograd.grad(of_each[i], places, retain_graph=True, materialize_grads=True)
-        if len(met) != len(layers):
+        if met:
             return "network: its layers run again as it is differentiated"
         squares = [
             squared_gradients(layer, seen, delta.unsqueeze(0))[0, i]
@@ -154,6 +155,7 @@ def exact_trace(
     by_layer = {name: by_layer.get(name, zero) for name, *_ in met}
     errors = {name: (zero + variances.get(name, 0.0)).sqrt() for name in by_layer}
     passes = _passes(count, [layer for _, layer, *_ in met])
+    met.clear()
     return Estimate(sum(by_layer.values(), zero), variance.sqrt(), passes, by_layer, errors)
 
 
