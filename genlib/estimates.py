@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy import stats
 from torch import Tensor
 
 __all__ = ["Density", "Eigenpairs", "Estimate", "Maximum", "interval"]
@@ -76,9 +75,11 @@ class Density:
 
 def interval(values: Iterable[float]) -> tuple[float, float]:
     """The 95 % interval of the mean, mean ± t(n-1) s/√n; of one value that value twice, for nothing says its spread."""
+    from scipy import special  # here, for scipy takes longer to import than all of genlib
+
     values = np.array(list(values), float)
     mean = float(values.mean())
     if len(values) < 2:
         return mean, mean
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(special.stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)))
     return mean - half, mean + half

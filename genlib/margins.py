@@ -218,7 +218,7 @@ def _over_gradients(
     for chunk, y in batches(inputs, labels, chunk_size):
         x, m = _margins(module, chunk, y)
         places = [x] if met is None else [h for _, h in met]
-        gradients = pulled_back(m, places, torch.ones_like(m))
+        gradients = pulled_back(m, places)
         if met:
             met.clear()
         m = m.detach()

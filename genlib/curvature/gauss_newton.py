@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from genlib.estimates import Estimate
 from genlib.network import Network, Params
+from genlib.network.calls import altered
 from genlib.network.derivatives import square
 from genlib.network.door import spread
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, rademacher, with_slope
-from genlib.network.operations import altered
 from genlib.network.outputs import logits_of
 from genlib.network.weights import BATCH_NORM, CONVOLUTIONS, TRANSPOSED
 
@@ -83,8 +83,9 @@ def unlike_samples(objective: Objective) -> str | None:
     module, met = with_records(few.network)
     with torch.enable_grad():
         logits = logits_of(module(x), len(x))
-        of_each = with_slope(square(logits, logits))
+        of_each = with_slope(square(logits, logits)).unbind()
     layers = list(met)
+    met.clear()  # for the module's hooks hold on to it, in a circle that lives on until it is searched for
     if cut := [name for name, _, _, output in layers if not output.requires_grad]:
         return f"network: {cut[0]} runs without a graph"
     weights = [p for p in module.parameters() if p.requires_grad]
@@ -92,15 +93,14 @@ def unlike_samples(objective: Objective) -> str | None:
         return f"network: {odd[0]} sees other rows than one for each sample"
     unlike, places = [], [*(output for *_, output in layers), *weights]
     for i in {0, len(x) // 2}:
-        one = (torch.arange(len(x), device=x.device) == i).to(of_each)
-        found = torch.autograd.grad(of_each, places, one, retain_graph=True, materialize_grads=True)
-        if len(met) != len(layers):
+        found = torch.autograd.grad(of_each[i], places, retain_graph=True, materialize_grads=True)
+        if met:
             return "network: its layers run again as it is differentiated"
         squares = [
             squared_gradients(layer, seen, delta.unsqueeze(0))[0, i]
             for (_, layer, seen, _), delta in zip(layers, found, strict=False)
         ]
-        by_layers, whole = sum(squares, one.new_zeros(())), sum(g.square().sum() for g in found[len(layers) :])
+        by_layers, whole = sum(squares, of_each[i].new_zeros(())), sum(g.square().sum() for g in found[len(layers) :])
         unlike.append((by_layers - whole).abs() > 1e-3 * whole)
     if torch.stack(unlike).any():  # the one host read
         return "network: its layers' rows don't belong to one sample each, or weights take part that no layer holds"
@@ -155,6 +155,7 @@ def exact_trace(
     by_layer = {name: by_layer.get(name, zero) for name, *_ in met}
     errors = {name: (zero + variances.get(name, 0.0)).sqrt() for name in by_layer}
     passes = _passes(count, [layer for _, layer, *_ in met])
+    met.clear()
     return Estimate(sum(by_layer.values(), zero), variance.sqrt(), passes, by_layer, errors)
 
 

@@ -44,6 +44,7 @@ def _by_layers(objective: Objective) -> tuple[Tensor, list[Tensor]]:
         for total, part in zip(mean, found[len(met) :], strict=True):
             total.add_(part, alpha=1 / objective.samples)
         del loss, found  # before those of the next chunk are there
+    met.clear()
     return square, mean
 
 

@@ -5,7 +5,6 @@ from functools import cache
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from genlib import scale
@@ -70,6 +69,8 @@ def _signals(
 
 @cache
 def _constants() -> tuple[Tensor, Tensor, Tensor]:
+    from scipy.ndimage import gaussian_filter1d  # here, for scipy takes longer to import than all of genlib
+
     templates = np.loadtxt(TEMPLATES.strip().splitlines())
     templates -= templates.mean(axis=1, keepdims=True)
     templates /= templates.std(axis=1, keepdims=True)

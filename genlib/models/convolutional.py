@@ -75,31 +75,35 @@ def vgg(
     classes: int = 10,
     *,
     input_shape: tuple[int, ...] = (3, 32, 32),
+    width: int = 64,
     batch_norm: bool = True,
     dropout: float = 0.5,
     seed: int = 0,
 ) -> nn.Sequential:
     """The VGG of Neyshabur et al. (2017): pairs of 3×3 convolutions with 64, 128, 256, 512 channels, 512 dense units.
 
+    `width` is the number of channels of the first pair, to which the others are in proportion.
     BatchNorm stands between each weight layer and its ReLU, as in the paper; the code released since keeps only the one
     after the 512 dense units. As in that code, max-pool (2×2, after the last pair 4×4) and dropout end each pair, and
     dropout follows the dense units. `batch_norm=False` leaves out all normalization. Weights are He-normal.
     """
-    require_at_least(1, classes=classes)
+    require_at_least(1, classes=classes, width=width)
     require_share("dropout", dropout)
-    channels, height, width = _image(input_shape, smallest=32)
+    channels, *sides = _image(input_shape, smallest=32)
+    units = 8 * width
     drop = [nn.Dropout(dropout)] if dropout else []
     with drawn_from(seed):
         layers: list[nn.Module] = []
-        for out, pool in ((64, 2), (128, 2), (256, 2), (512, 4)):
+        for out, pool in ((width, 2), (2 * width, 2), (4 * width, 2), (units, 4)):
             for fan_in in (channels, out):
                 norm = [nn.BatchNorm2d(out)] if batch_norm else []
                 layers += [nn.Conv2d(fan_in, out, 3, padding=1), *norm, nn.ReLU()]
             layers += [nn.MaxPool2d(pool), *drop]
             channels = out
-        norm = [nn.BatchNorm1d(512)] if batch_norm else []
-        layers += [nn.Flatten(), nn.Linear(512 * (height // 32) * (width // 32), 512), *norm, nn.ReLU(), *drop]
-        return initialized(nn.Sequential(*layers, nn.Linear(512, classes)), "he")
+        norm = [nn.BatchNorm1d(units)] if batch_norm else []
+        features = units * math.prod(side // 32 for side in sides)
+        layers += [nn.Flatten(), nn.Linear(features, units), *norm, nn.ReLU(), *drop]
+        return initialized(nn.Sequential(*layers, nn.Linear(units, classes)), "he")
 
 
 def network_in_network(

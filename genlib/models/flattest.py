@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from genlib.models.by_hand import linear, require_distinct
@@ -168,6 +167,8 @@ def _separating(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
 def _separates(points: np.ndarray, i: int) -> np.ndarray:
     """The w, of entries within ±1, of the largest distance t ≤ w·(x_i − x_j); these differences are scaled."""
+    from scipy.optimize import linprog  # here, for it takes longer to import than all of genlib
+
     apart, d = points[i] - np.delete(points, i, axis=0), points.shape[1]
     apart /= np.abs(apart).max()
     rows = np.column_stack([-apart, np.ones(len(apart))])  # t − w·(x_i − x_j) ≤ 0

@@ -2,7 +2,6 @@
 
 import torch
 from jaxtyping import Float
-from scipy.linalg import solve_triangular
 from torch import Tensor, nn
 
 from genlib.models.by_hand import linear, require_distinct, whole
@@ -44,6 +43,8 @@ def memorizing_network(inputs: Float[Tensor, "samples ..."], labels: Tensor, *, 
     Cost: n²/2 products for each output; 8n² bytes here and in a forward pass over the n samples.
     Inputs that are equal or not finite, or labels that don't match them: ValueError.
     """
+    from scipy.linalg import solve_triangular  # here, for scipy takes longer to import than all of genlib
+
     x, y = _memorizable(inputs, labels)
     generator = torch.Generator().manual_seed(whole(seed))
     draws = torch.randn(8, x.shape[1], dtype=torch.float64, generator=generator)

@@ -1,9 +1,9 @@
 """Whether to call a module is to run the forward pass of its class, and nothing else."""
 
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks, _has_any_global_hook
 
-__all__ = ["plainly_called"]
+__all__ = ["altered", "plainly_called"]
 
 _BESIDE = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
 
@@ -16,3 +16,16 @@ def plainly_called(module: nn.Module) -> bool:
         and not any(getattr(part, name) for name in _BESIDE)
         for part in module.modules()
     )
+
+
+def altered(module: nn.Module) -> str | None:
+    """What makes the module do other than its type says: a hook, or a forward of its own, with its name."""
+    for name, part in module.named_modules():
+        where = name or "the module itself"
+        if part._forward_hooks or part._forward_pre_hooks:
+            return f"{where} has a forward hook"
+        if "forward" in vars(part):
+            return f"{where} has been given another forward"
+        if type(part).__call__ is not nn.Module.__call__:
+            return f"{where} has a __call__ of its own"
+    return "every module has a global forward hook" if _global_forward_hooks or _global_forward_pre_hooks else None

@@ -146,7 +146,7 @@ def _apart_along_inputs(network: Network, x: Tensor, seed: int, look: _Look) -> 
             value = square(logits := network.apply(params, x + t * v, buffers=buffers), logits).mean()
         if not value.requires_grad:
             raise ValueError("network: its output has no derivative with respect to inputs; remove no_grad or detach")
-        found.append((value.detach(), *pulled_back(value, [t], torch.ones_like(value))))
+        found.append((value.detach(), *pulled_back(value, [t])))
         rounds |= composed.rounds
     (up, uphill), (down, downhill) = found
     means = [(up - down) / (2 * look.step), (uphill + downhill) / 2]
@@ -198,10 +198,11 @@ def _disagreements(
         s, t = torch.tensor([0.0, at], dtype=dtype, device=objective.device).unbind()
         s.requires_grad_(), t.requires_grad_()
         nonlocal rounds
-        with torch.enable_grad(), twice_differentiable() as composed, without_recomputation():
+        with torch.enable_grad(), without_recomputation():
             moved = {name: directions[name].moved(_to(w, dtype), s, t) for name, w in network.params.items()}
             state = {name: _to(buffer, dtype, copy=True) for name, buffer in network.buffers.items()}
-            loss = with_slope(replace(objective, network=replace(network, buffers=state))(moved))
+            with twice_differentiable() as composed:
+                loss = with_slope(replace(objective, network=replace(network, buffers=state))(moved))
             del moved
         rounds |= composed.rounds
         found = torch.autograd.grad(loss, (s, t), create_graph=create_graph, materialize_grads=True)

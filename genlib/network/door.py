@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from genlib.network.activations import require_claims
 from genlib.network.errors import first_line, out_of_memory
 from genlib.network.functional import Network
-from genlib.network.operations import Rerun, dense_steps
+from genlib.network.operations import Rerun, dense_steps, row
 from genlib.network.outputs import logits_of
 
 __all__ = ["Entangled", "admitted", "spread"]
@@ -122,7 +122,7 @@ def _misread(network: Network, x: Tensor, outputs: Tensor, *, of_each: bool) -> 
     The first network of a stack stands for all, but where the graph holds what that one computed from its buffers.
     """
     unlike = torch.zeros((), dtype=torch.bool, device=x.device)
-    if network.graph is None or dense_steps(network.module) is not None:
+    if network.graph is None or dense_steps(network.module) is not None or row(network.module) is not None:
         return unlike
     computed = any("constant" in node.meta for node in network.graph.nodes)
     for i, one in enumerate(network.each if computed else network.each[:1]):

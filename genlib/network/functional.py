@@ -254,10 +254,13 @@ def without_recomputation() -> Iterator[None]:
 
 
 def pulled_back(
-    output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor, *, keep: bool = False
+    output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor | None = None, *, keep: bool = False
 ) -> tuple[Tensor, ...]:
-    """The gradients of Σ output · cotangent in the inputs; what torch says where there are none: ValueError."""
+    """The gradients of Σ output · cotangent, or Σ output, in the inputs; what torch says where there are none:
+    ValueError. The first cotangent of a process makes torch import sympy, a third of a second."""
     try:
+        with torch.enable_grad():
+            output = output.sum() if cotangent is None else output
         return torch.autograd.grad(output, inputs, cotangent, retain_graph=keep, materialize_grads=True)
     except RuntimeError as error:
         if out_of_memory(error):

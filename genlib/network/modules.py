@@ -1,6 +1,7 @@
 """What a module holds, bare of wrappers: its weights and what stays, under which names, and copies of it."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -33,10 +34,13 @@ def copied(module: nn.Module, memo: dict[int, Tensor] | None = None) -> nn.Modul
     What a hook computed last, as pruning keeps a weight, is an attribute with a graph, which torch won't copy.
     ValueError: a module with an attribute that can't be copied.
     """
-    own = [v for part in module.modules() for name, v in vars(part).items() if name not in _OF_MODULES]
+    held = [(name, v) for part in module.modules() for name, v in vars(part).items()]
+    own = [v for name, v in held if name not in _OF_MODULES]
     computed = [t for t in tree_leaves(own) if isinstance(t, Tensor) and t.grad_fn]
+    # A module has ten empty dicts, each of which deepcopy takes apart and puts together: most of its time.
+    empty = {id(v): type(v)() for _, v in held if type(v) in (dict, OrderedDict) and not v}
     try:
-        return copy.deepcopy(module, {id(t): t.detach().clone() for t in computed} | (memo or {}))
+        return copy.deepcopy(module, empty | {id(t): t.detach().clone() for t in computed} | (memo or {}))
     except Exception as error:  # whatever an attribute of the module's own raises
         if out_of_memory(error):
             raise

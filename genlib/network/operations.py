@@ -14,8 +14,8 @@ from types import FrameType
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
+from genlib.network.calls import altered
 from genlib.network.kinds import (
     COMPARISONS,
     IN_PLACE,
@@ -33,7 +33,7 @@ from genlib.network.kinds import (
 )
 from genlib.network.outputs import entry_of_logits
 
-__all__ = ["ELEMENTWISE", "Layer", "Rerun", "altered", "changes_nothing", "dense_steps", "layers_of", "traced"]
+__all__ = ["ELEMENTWISE", "Layer", "Rerun", "changes_nothing", "dense_steps", "layers_of", "row", "traced"]
 
 _LEN = len
 
@@ -141,19 +141,6 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", "inputs", (), {})]
 
 
-def altered(module: nn.Module) -> str | None:
-    """What makes the module do other than its type says: a hook, or a forward of its own, with its name."""
-    for name, part in module.named_modules():
-        where = name or "the module itself"
-        if part._forward_hooks or part._forward_pre_hooks:
-            return f"{where} has a forward hook"
-        if "forward" in vars(part):
-            return f"{where} has been given another forward"
-        if type(part).__call__ is not nn.Module.__call__:
-            return f"{where} has a __call__ of its own"
-    return "every module has a global forward hook" if _global_forward_hooks or _global_forward_pre_hooks else None
-
-
 def traced(module: nn.Module, leaves: Container[str] = (), *, follow_buffers: bool = False) -> fx.Graph | None:
     """What the module's forward does to get its logits, or None where torch.fx can't follow it.
 
@@ -164,6 +151,8 @@ def traced(module: nn.Module, leaves: Container[str] = (), *, follow_buffers: bo
     """
     if altered(module):  # which torch.fx doesn't see
         return None
+    if (names := row(module, leaves)) is not None:
+        return _one_after_the_other(names)
     kept = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers() if not buffer.is_inference()]
     attributes = [(vars(part), dict(vars(part))) for part in module.modules()]
     tracer = _Tracer()
@@ -184,6 +173,25 @@ def traced(module: nn.Module, leaves: Container[str] = (), *, follow_buffers: bo
             for buffer, version, value in kept:
                 if buffer._version != version:
                     buffer.copy_(value)
+
+
+def row(module: nn.Module, leaves: Container[str] = ()) -> list[str] | None:
+    """The names of the layers of a Sequential that runs each once and of which none is looked into, else None."""
+    tracer = _Tracer()
+    tracer.leaves = leaves
+    each_once = type(module) is nn.Sequential and len([*module.children()]) == len(module)
+    alone = each_once and all(tracer.is_leaf_module(layer, name) for name, layer in module.named_children())
+    return list(module._modules) if alone else None
+
+
+def _one_after_the_other(names: list[str]) -> fx.Graph:
+    """What tracing finds of layers in a row, which takes it longer than their gradient."""
+    graph = fx.Graph()
+    x = graph.placeholder("inputs")
+    for name in names:
+        x = graph.call_module(name, (x,))
+    graph.output(x)
+    return graph
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from torch import Tensor, fx, nn
 from torch.func import vmap
 
 from genlib.network.blocks import layer_blocks, runs_step_by_step
+from genlib.network.calls import altered
 from genlib.network.functional import Network, Params, aliases
-from genlib.network.operations import altered, traced
+from genlib.network.operations import traced
 from genlib.network.parts import Parts, above, joined
 from genlib.network.precision import upcast_network
 from genlib.network.recognition import (

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -248,6 +247,8 @@ def _normalized(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _top_of_bidiagonal(alphas: np.ndarray, betas: np.ndarray) -> tuple[float, float]:
     """The largest singular value of B, α its diagonal and β above it, and the residual of its pair β_k |x_k|."""
+    from scipy.linalg import eigh_tridiagonal  # here, for scipy takes longer to import than all of genlib
+
     diagonal = alphas**2
     diagonal[:-1] += betas[:-1] ** 2
     k = len(alphas) - 1
