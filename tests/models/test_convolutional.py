@@ -12,11 +12,12 @@ from genlib.models import build, inception_v3
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_vgg_holds_the_stated_layers(batch_norm):
-    network = models.vgg(7, batch_norm=batch_norm).eval()
-    channels = [3, 64, 64, 128, 128, 256, 256, 512, 512]
-    weights = sum(9 * a * b + b for a, b in itertools.pairwise(channels)) + 512 * 512 + 512 + 512 * 7 + 7
-    assert parameters(network) == weights + (2 * (sum(channels[1:]) + 512) if batch_norm else 0)
+@pytest.mark.parametrize("width", [64, 3])
+def test_vgg_holds_the_stated_layers(batch_norm, width):
+    network = models.vgg(7, width=width, batch_norm=batch_norm).eval()
+    channels, units = [3, *(width * times for times in (1, 1, 2, 2, 4, 4, 8, 8))], 8 * width
+    weights = sum(9 * a * b + b for a, b in itertools.pairwise(channels)) + units * units + units + units * 7 + 7
+    assert parameters(network) == weights + (2 * (sum(channels[1:]) + units) if batch_norm else 0)
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
