@@ -13,9 +13,14 @@ import torch
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 _CACHES = itertools.count()
-# Whose tests run tables of all measures. Checks of types double their time, and are made where each kernel is tested.
-_TABLES = """test_arguments test_costs test_evaluation test_families test_grammar test_invariances test_losses test_networks
-test_options test_outputs test_samples test_whole_tables""".split()
+# Of files whose tests run tables of all measures: checks of types double their time, and are made kernel by kernel.
+_TABLES = {
+    f"test_{name}"
+    for name in (
+        *("arguments", "costs", "evaluation", "families", "grammar", "invariances", "losses", "networks", "options"),
+        *("outputs", "samples", "whole_tables"),
+    )
+}
 
 
 def pytest_collection_modifyitems(items):
