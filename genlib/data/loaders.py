@@ -38,13 +38,11 @@ def load(
                     shifted, scaled, turned, sheared and bent, of random width and intensity, in noise
     mnist1d         generated from `seed`: 4000 × 40 and 1000, or as many as are wanted; see `mnist1d`
     mnist, fashion_mnist, cifar10, cifar100, svhn    images [channels, height, width], each channel standardised by its
-                    mean and deviation over the whole training set; files in `root` (None: ~/.cache/genlib/data), as
-                    torchvision lays them or side by side, packed or not; Fashion-MNIST also where Debian's package
-                    dataset-fashion-mnist has it. Their content is the published one, by its sum; what is nowhere is
-                    fetched, and no file is overwritten
+                    mean and deviation over the whole training set. Files of the published content, packed or not, lie
+                    in `root` (None: ~/.cache/genlib/data), plain or as torchvision lays them, or where Debian has them;
+                    else they are fetched, and none is overwritten
     parity          generated from `seed`: 100 and 5000 corners of {-1, 1}^`dimension` (30); label 1 where x₁x₂ = 1
-    imagenet        `root`/train/<class>/* and `root`/val/<class>/*, unverified, never loaded whole: see
-                    `Dataset.minibatches`
+    imagenet        `root`/train/<class>/* and `root`/val/<class>/*, unverified, streamed: see `Dataset.minibatches`
     `seed` draws which samples are taken, on the CPU, so that every device gets the same; with one seed a smaller
     training set is the beginning of a larger one. In a dry run every set is a few rows, the files' ones made up.
     An unknown name, more samples than there are, a file that is damaged, another's or unreadable: ValueError. A missing
