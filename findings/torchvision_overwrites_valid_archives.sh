@@ -5,11 +5,11 @@
 #   FashionMNIST(root, download=True) fetches nothing: "If dataset is already downloaded, it is not downloaded again."
 #   What is fetched takes the place of a file at the earliest when it is known to be better.
 # Seen: with download=False, "Dataset not found": archives alone are no data set. With download=True, the archives of
-#   Debian's package, whose content is the published one, have other MD5s, for gzip wrote no name and another time into
-#   their headers. So each is opened for writing and filled with whatever the mirror answers, before that is looked at:
-#   the login page of a network takes the place of 26 MB of images, and only then comes "File not found or corrupted."
-#   (The mirror is a plain http address, which such a network answers for.)
-#   Unpacked with gunzip, the same four files are read by the same call, without a check of any sum.
+#   Debian's package have other MD5s than the published ones, for their headers lack the name and tell another time: with
+#   both put back, and all else the same bytes, the MD5s are those that torchvision knows. So each is opened for writing
+#   and filled with whatever the mirror answers, before that is looked at: the login page of a network takes the place of
+#   26 MB of images (the mirror is a plain http address, for which such a network answers), and only then comes "File not
+#   found or corrupted." Unpacked with gunzip, the same four files are read by the same call, without a check of any sum.
 # Why it matters: who has no network, or one that asks to log in, has the data only as a package; setting download=True,
 #   as every tutorial does, destroys the copy. A reader of gzip files would be expected to care for the content.
 set -euo pipefail
@@ -27,6 +27,7 @@ import gzip
 import hashlib
 import io
 import shutil
+import struct
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -38,9 +39,13 @@ root = Path(sys.argv[1])
 raw = root / "FashionMNIST/raw"
 shutil.copytree(root / "deb/usr/share/datasets/fashion-mnist", raw)
 images = raw / "train-images-idx3-ubyte.gz"
-CONTENT = "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"  # SHA-256 of the published images
-content = gzip.decompress(images.read_bytes())
-assert hashlib.sha256(content).hexdigest() == CONTENT
+for file, published in FashionMNIST.resources:
+    debian = (raw / file).read_bytes()
+    time = 1504176606 if file.startswith("train") else 1504176627  # 2017-08-31
+    header = debian[:3] + b"\x08" + struct.pack("<I", time) + debian[8:10] + file.removesuffix(".gz").encode() + b"\0"
+    ours, with_header = (hashlib.md5(archive).hexdigest() for archive in (debian, header + debian[10:]))
+    print(f"{file}: MD5 {ours} in Debian, {with_header} with name and time in its header, published {published}")
+    assert debian[3] == 0 and with_header == published != ours
 assert sorted(path.name for path in raw.iterdir()) == sorted(file for file, _ in FashionMNIST.resources)
 
 

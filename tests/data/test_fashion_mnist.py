@@ -1,11 +1,14 @@
 """The real Fashion-MNIST, where Debian's package dataset-fashion-mnist is installed."""
 
 import gzip
+import hashlib
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
 import torch
+from torchvision import datasets
 
 from genlib import train
 from genlib.data import files, load
@@ -48,6 +51,16 @@ def test_the_whole_set_is_balanced_and_standardised():
     assert abs(drawn.inputs.mean()) < 1e-4 and abs(drawn.inputs.std() - 1) < 1e-4
     with pytest.raises(ValueError, match="train is 60001, but fashion_mnist has 60000 samples for train"):
         load("fashion_mnist", train=60_001)
+
+
+def test_the_content_is_that_of_the_published_archives():
+    """With name and time put back into the headers of Debian's archives, their MD5s are those that torchvision knows."""
+    for file, published in datasets.FashionMNIST.resources:
+        debian, time = (DEBIAN / file).read_bytes(), 1504176606 if file.startswith("train") else 1504176627
+        header = (
+            debian[:3] + b"\x08" + struct.pack("<I", time) + debian[8:10] + file.removesuffix(".gz").encode() + b"\0"
+        )
+        assert hashlib.md5(header + debian[10:]).hexdigest() == published != hashlib.md5(debian).hexdigest()
 
 
 def test_a_copy_of_debians_files_is_read_and_its_likes_refused(tmp_path, alone):
