@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # torchvision 0.29.1 (with torch 2.14.1), Debian's dataset-fashion-mnist: a valid Fashion-MNIST is written over.
 #
-# Expected: FashionMNIST(root) reads the four archives that lie in root/FashionMNIST/raw under their published names, and
-#   FashionMNIST(root, download=True) fetches nothing: "If dataset is already downloaded, it is not downloaded again."
-#   What is fetched takes the place of a file at the earliest when it is known to be better.
+# Expected: FashionMNIST(root) reads the four archives that lie in root/FashionMNIST/raw under their published names,
+#   and FashionMNIST(root, download=True) fetches nothing: "If dataset is already downloaded, it is not downloaded
+#   again." What is fetched takes the place of a file at the earliest when it is known to be better.
 # Seen: with download=False, "Dataset not found": archives alone are no data set. With download=True, the archives of
-#   Debian's package have other MD5s than the published ones, for their headers lack the name and tell another time: with
-#   both put back, and all else the same bytes, the MD5s are those that torchvision knows. So each is opened for writing
-#   and filled with whatever the mirror answers, before that is looked at: the login page of a network takes the place of
-#   26 MB of images (the mirror is a plain http address, for which such a network answers), and only then comes "File not
-#   found or corrupted." Unpacked with gunzip, the same four files are read by the same call, without a check of any sum.
+#   Debian's package have other MD5s than the published ones, for their headers lack the name and tell another time:
+#   with both put back, and all else the same bytes, the MD5s are those that torchvision knows. So each is opened for
+#   writing and filled with whatever the mirror answers, before that is looked at: the login page of a network takes
+#   the place of 26 MB of images (the mirror is a plain http address, for which such a network answers), and only then
+#   comes "File not found or corrupted." Unpacked with gunzip, the same four files are read by the same call, without a
+#   check of any sum.
 # Why it matters: who has no network, or one that asks to log in, has the data only as a package; setting download=True,
 #   as every tutorial does, destroys the copy. A reader of gzip files would be expected to care for the content.
 set -euo pipefail

@@ -54,7 +54,7 @@ def test_the_whole_set_is_balanced_and_standardised():
 
 
 def test_the_content_is_that_of_the_published_archives():
-    """With name and time put back into the headers of Debian's archives, their MD5s are those that torchvision knows."""
+    """With name and time put back into the headers of Debian's, the MD5s are those that torchvision knows."""
     for file, published in datasets.FashionMNIST.resources:
         debian, time = (DEBIAN / file).read_bytes(), 1504176606 if file.startswith("train") else 1504176627
         header = (
