@@ -1,4 +1,4 @@
-"""Image sets on disk: their checksums, fetching and reading them, and the small files that a dry run makes."""
+"""Image sets on disk: where their files may lie, the sums of what is in them, and small ones for a dry run."""
 
 import atexit
 import contextlib
@@ -6,106 +6,107 @@ import gzip
 import hashlib
 import http.client
 import io
+import itertools
 import os
-import pickle
-import shutil
 import socket
-import struct
 import sys
 import tarfile
-import warnings
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 
 import numpy as np
-import scipy.io
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import download_url
 
 from genlib import scale
+from genlib.data import formats
 
 __all__ = ["SOURCES", "Source", "read", "read_folders"]
 
-
-# The SHA-256 of an archive stands for all that is in it. torchvision's MD5s of the unpacked files say the same of the
-# published files and would refuse the small files of a dry run, so these readers leave them out.
-class _CIFAR10(datasets.CIFAR10):
-    train_list = tuple((file, None) for file, _ in datasets.CIFAR10.train_list)
-    test_list = tuple((file, None) for file, _ in datasets.CIFAR10.test_list)
-    meta = MappingProxyType(datasets.CIFAR10.meta | {"md5": None})
-
-
-class _CIFAR100(datasets.CIFAR100):
-    train_list = tuple((file, None) for file, _ in datasets.CIFAR100.train_list)
-    test_list = tuple((file, None) for file, _ in datasets.CIFAR100.test_list)
-    meta = MappingProxyType(datasets.CIFAR100.meta | {"md5": None})
-
-
-class _SVHN(datasets.SVHN):
-    split_list = MappingProxyType({split: (*where, None) for split, (*where, _) in datasets.SVHN.split_list.items()})
+DEBIAN = "/usr/share/datasets/fashion-mnist"
 
 
 @dataclass(frozen=True)
 class Source:
-    """The class that reads a set, where its files come from, their folder, and their names with their SHA-256."""
+    """torchvision's class for a set, where its files come from and may lie, and the sums of their content, unpacked.
+
+    `folders` are below the root, the first one torchvision's, where fetched files go. A member of the set lies there
+    by itself, or in the file `packed`. A sum is a SHA-256, or an MD5 where torchvision publishes no other.
+    """
 
     reader: type
+    parse: Callable
+    make_up: Callable
     mirrors: Sequence[str]
-    folder: str
-    sha256: Mapping[str, str]
+    folders: Sequence[str]
+    packed: str
+    sums: Mapping[str, str]
+    package: str = ""
 
-    def files(self, root: Path) -> dict[Path, str]:
-        """The paths of the files under `root`, with their SHA-256."""
-        return {root / self.folder / name: digest for name, digest in self.sha256.items()}
+    def places(self, root: Path) -> dict[Path, list[str]]:
+        """The files below `root` that may hold the set, with the members that each would hold."""
+        places = {}
+        for folder, member in itertools.product(self.folders, self.sums):
+            for file in dict.fromkeys([member, self.packed.format(member)]):
+                places.setdefault(root / folder / file, []).append(member)
+        return places
 
 
-# SHA-256 as published by torchvision (prototype datasets), TensorFlow Datasets (url_checksums) and Keras.
+def _cifar(reader: type) -> Source:
+    members = dict([*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])])
+    mirror = reader.url.removesuffix(reader.filename)
+    return Source(
+        reader, formats.cifar, formats.made_up_cifar, [mirror], ["", reader.base_folder], reader.filename, members
+    )
+
+
 SOURCES = {
+    # The sums of MNIST's content, with those of the archives that torchvision publishes: github.com/cvdfoundation/mnist
     "mnist": Source(
         datasets.MNIST,
+        formats.idx,
+        formats.made_up_idx,
         datasets.MNIST.mirrors,
-        "MNIST/raw",
+        ["MNIST/raw", ""],
+        "{}.gz",
         {
-            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         },
     ),
     "fashion_mnist": Source(
         datasets.FashionMNIST,
+        formats.idx,
+        formats.made_up_idx,
         datasets.FashionMNIST.mirrors,
-        "FashionMNIST/raw",
+        ["FashionMNIST/raw", "", DEBIAN],
+        "{}.gz",
         {
-            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         },
+        f", or apt-get install dataset-fashion-mnist (31 MB), Debian's, to {DEBIAN}",
     ),
-    "cifar10": Source(
-        _CIFAR10,
-        ["https://www.cs.toronto.edu/~kriz/"],
-        "",
-        {"cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"},
-    ),
-    "cifar100": Source(
-        _CIFAR100,
-        ["https://www.cs.toronto.edu/~kriz/"],
-        "",
-        {"cifar-100-python.tar.gz": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"},
-    ),
+    "cifar10": _cifar(datasets.CIFAR10),
+    "cifar100": _cifar(datasets.CIFAR100),
+    # The SHA-256 as published by TensorFlow Datasets.
     "svhn": Source(
-        _SVHN,
+        datasets.SVHN,
+        formats.svhn,
+        formats.made_up_svhn,
         ["http://ufldl.stanford.edu/housenumbers/"],
-        "",
+        [""],
+        "{}",
         {
             "train_32x32.mat": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
             "test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
@@ -118,22 +119,15 @@ Split = tuple[Tensor | np.ndarray, Tensor, Tensor | np.ndarray, Tensor, tuple[st
 def read(name: str, root: str | os.PathLike | None) -> Split:
     """Images [n, channels, height, width] in uint8 and labels of training and test set, and the classes' names.
 
-    The files in `root` are fetched where they are missing and checked by SHA-256 before anything is read.
-    A damaged file that can't be fetched anew: ValueError. A missing one: FileNotFoundError.
+    Each file is looked for in torchvision's folder below `root`, in `root` itself and where Debian has it, unpacked or
+    not. What is read has the published content, by its sum; files that are nowhere are fetched, and none that is
+    there is overwritten. A file that is damaged or another, or can't be read: ValueError. A missing one that can't be
+    fetched: FileNotFoundError.
     """
-    source = SOURCES[name]
-    if scale.dry_run():
-        root, source = _stand_in(name)
-    files = source.files(_folder(root))
-    for path in files:
-        _ensure(name, path, files, source.mirrors)
-    # Archives are unpacked anew each time: nothing vouches for a file that was unpacked earlier.
-    with TemporaryDirectory() as unpacked:
-        for path, to in zip(files, source.files(Path(unpacked)), strict=True):
-            _unpack(path, to)
-        images, labels, classes = _read_split(name, unpacked, train=True)
-        test_images, test_labels, _ = _read_split(name, unpacked, train=False)
-    return images, labels, test_images, test_labels, classes
+    root, source = _stand_in(name) if scale.dry_run() else (_folder(root), SOURCES[name])
+    *arrays, classes = source.parse(source.reader, _contents(name, source, Path(root)))
+    images, labels, test_images, test_labels = (torch.from_numpy(np.array(array, order="C")) for array in arrays)
+    return images, labels.long(), test_images, test_labels.long(), classes
 
 
 def read_folders(root: str | os.PathLike | None) -> Split:
@@ -166,41 +160,105 @@ def _folder(root) -> Path:
     return Path(root or "~/.cache/genlib/data").expanduser().absolute()
 
 
-def _ensure(name: str, path: Path, files: Mapping[Path, str], mirrors: Sequence[str]) -> None:
-    expected = files[path]
-    found = _sha256(path) if path.is_file() else None
-    if found == expected:
-        return
-    state = f"is damaged (its SHA-256 is {found})" if found else "is missing"
-    if found:
-        warnings.warn(f"{path} {state}; fetching it anew", stacklevel=4)
-    failures = _fetch(path, expected, mirrors)
-    if not failures:
-        return
-    needs = [f"{each} with SHA-256 {digest}" for each, digest in files.items()]
-    mend = f"Place it there by hand, or set root to the folder that has it. {name} needs:"
-    message = "\n  ".join([f"{path} {state}, and fetching it failed:", *failures, mend, *needs])
-    raise ValueError(message) if found else FileNotFoundError(message)
+def _contents(name: str, source: Source, root: Path) -> dict[str, bytes]:
+    """The content of each member of the set, from the first file that holds the published one."""
+    found, faults = {}, {}
+    for path, members in source.places(root).items():
+        if wanted := [member for member in members if member not in found]:
+            intact, wrong = _take(path, wanted, source.sums)
+            found, faults = found | intact, wrong | faults
+    missing = [member for member in source.sums if member not in found]
+    if wrong := dict.fromkeys(faults[member] for member in missing if member in faults):
+        mend = f"Nothing was changed. Mend or remove them (what is missing is fetched), or set root to a whole {name}"
+        raise ValueError("\n  ".join([f"root: files of {name} can't be taken:", *wrong, mend]))
+    files = {}
+    for member in missing:
+        files.setdefault(source.packed.format(member), []).append(member)
+    for file, members in files.items():
+        intact, failures = _fetch(source, root / source.folders[0], file, members)
+        if failures:
+            raise FileNotFoundError(_needs(name, source, root, file, failures))
+        found |= intact
+    return {member: found[member] for member in source.sums}
 
 
-def _fetch(path: Path, expected: str, mirrors: Sequence[str]) -> list[str]:
-    # Fetched beside its place and moved there once checked, so that a break leaves no half file. Returns the failures.
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _needs(name: str, source: Source, root: Path, file: str, failures: Sequence[str]) -> str:
+    looked = " or ".join(str(root / folder) for folder in source.folders)
+    sums = [f"{member} {published}" for member, published in source.sums.items()]
+    mend = f"Place it there by hand, unpacked or not, or set root to the folder that has it{source.package}"
+    unpacked = f"The sums of {name}, unpacked:"
+    return "\n  ".join([f"{file} is missing in {looked}, and fetching it failed:", *failures, mend, unpacked, *sums])
+
+
+def _take(path: Path, wanted: Iterable[str], sums: Mapping[str, str]) -> tuple[dict[str, bytes], dict[str, str]]:
+    """The members whose content in a file is the published one, and by member what is wrong with the others."""
+    try:
+        contents = _unpacked(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return {}, {}
+    except PermissionError:
+        return {}, dict.fromkeys(wanted, f"{path} can't be read by this user; try chmod -R a+rX {path.parent}")
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        return {}, dict.fromkeys(wanted, f"{path} is cut short, damaged or no archive: {error}")
+    intact, faults = {}, {}
+    for member in wanted:
+        content = contents.get(member)
+        if content is None:
+            faults[member] = f"{path} is damaged or another archive: it has no {member}"
+        elif (found := _sum(content, sums[member])) == sums[member]:
+            intact[member] = content
+        else:
+            sums_of_both = f"its content has the sum {found}, the published one {sums[member]}"
+            faults[member] = f"{path} {_kind(member, content, found)}: {sums_of_both}"
+    return intact, faults
+
+
+def _unpacked(path: Path) -> dict[str, bytes]:
+    if path.name.endswith(".tar.gz"):
+        with tarfile.open(path) as archive:
+            return {Path(each.name).name: archive.extractfile(each).read() for each in archive if each.isfile()}
+    content = path.read_bytes()
+    if content.startswith(b"\x1f\x8b"):  # and not by the name: browsers unpack, and leave the name
+        content = gzip.decompress(content)
+    return {path.name.removesuffix(".gz"): content}
+
+
+def _sum(content: bytes, like: str) -> str:
+    return hashlib.new("md5" if len(like) == 32 else "sha256", content, usedforsecurity=False).hexdigest()
+
+
+def _kind(member: str, content: bytes, found: str) -> str:
+    """What a file holds in place of its member."""
+    for name, source in SOURCES.items():
+        for other, published in source.sums.items():
+            if published == found:
+                return f"is {other} of {name}"
+    if "-idx" not in member:
+        return "is damaged or another file"
+    try:
+        array = formats.idx_array(content)
+    except ValueError as error:
+        return str(error)
+    return f"holds other {'images' if array.ndim == 3 else 'labels'}, of shape {array.shape}"
+
+
+def _fetch(source: Source, folder: Path, file: str, members: Sequence[str]) -> tuple[dict[str, bytes], list[str]]:
+    """The members in a file that is fetched to the folder, or else the failures."""
     failures = []
-    with TemporaryDirectory(dir=path.parent) as folder, _fetching():
-        fetched = Path(folder) / path.name
-        for mirror in mirrors:
-            try:
-                download_url(mirror + path.name, folder)
-            except (OSError, RuntimeError, http.client.HTTPException) as error:
-                failures.append(f"{mirror}{path.name}: {error}")
-                continue
-            if (found := _sha256(fetched)) == expected:
-                os.replace(fetched, path)
-                return []
-            failures.append(f"{mirror}{path.name}: what came has SHA-256 {found}")
-            fetched.unlink()
-    return failures
+    for url in (mirror + file for mirror in source.mirrors):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Fetched beside its place and moved there once checked, so that a break leaves no half file.
+            with TemporaryDirectory(dir=folder) as beside, _fetching():
+                download_url(url, beside)
+                intact, faults = _take(Path(beside, file), members, source.sums)
+                if not faults:
+                    os.replace(Path(beside, file), folder / file)
+                    return intact, []
+                failures += [f"{url}: {fault}" for fault in faults.values()]
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            failures.append(f"{url}: {error}")
+    return {}, failures
 
 
 @contextlib.contextmanager
@@ -216,109 +274,26 @@ def _fetching():
         socket.setdefaulttimeout(limit)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _unpack(path: Path, to: Path) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    if path.name.endswith(".tar.gz"):
-        with tarfile.open(path) as archive:
-            if hasattr(tarfile, "data_filter"):  # from Python 3.11.4 on
-                archive.extraction_filter = tarfile.data_filter
-            archive.extractall(to.parent)
-    elif path.suffix == ".gz":
-        with gzip.open(path) as packed, to.with_suffix("").open("wb") as unpacked:
-            shutil.copyfileobj(packed, unpacked)
-    else:
-        shutil.copyfile(path, to)
-
-
-def _read_split(name: str, root: str, *, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    split = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
-    with warnings.catch_warnings():
-        # CIFAR's pickles are of Python 2, and NumPy deprecates a detail of how they spell a dtype
-        warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
-        found = SOURCES[name].reader(root, **split)
-    images = torch.as_tensor(found.data)
-    if name == "svhn":
-        return images.contiguous(), torch.as_tensor(found.labels), tuple(str(digit) for digit in range(10))
-    images = images.permute(0, 3, 1, 2).contiguous() if images.dim() == 4 else images.unsqueeze(1)
-    return images, torch.as_tensor(found.targets), tuple(found.classes)
-
-
 @cache
-def _stand_in(name: str) -> tuple[str, Source | None]:
-    """A folder with a few made-up images in the format of the set `name`, and the source with their checksums."""
+def _stand_in(name: str) -> tuple[Path, Source | None]:
+    """A folder with a few made-up images in the format of the set `name`, and the source with their sums."""
     directory = TemporaryDirectory()
     atexit.register(directory.cleanup)
     root = Path(directory.name)
     if name == "imagenet":
-        _write_folders(root)
-        return directory.name, None
+        formats.made_up_folders(root)
+        return root, None
     source = SOURCES[name]
-    write = {"cifar10": _write_cifar, "cifar100": _write_cifar, "svhn": _write_svhn}.get(name, _write_idx)
-    (root / source.folder).mkdir(parents=True, exist_ok=True)
-    write(source, root / source.folder)
-    return directory.name, replace(source, sha256={path.name: _sha256(path) for path in source.files(root)})
-
-
-def _made_up(split: str, shape: tuple[int, ...], classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(list(split.encode()))
-    classes = min(classes, scale.DRY_ROWS["train"] // 3)  # three of each: a chapter draws triples of one class
-    labels = random.permutation(np.arange(scale.DRY_ROWS[split]) % classes)
-    return random.integers(256, size=(len(labels), *shape), dtype=np.uint8), labels
-
-
-def _write_idx(source: Source, folder: Path) -> None:
-    for file in source.sha256:
-        images, labels = _made_up("train" if file.startswith("train") else "test", (28, 28))
-        array = images if "images" in file else labels.astype(np.uint8)
-        header = struct.pack(f">{1 + array.ndim}i", 0x0800 + array.ndim, *array.shape)
-        with gzip.open(folder / file, "wb") as packed:
-            packed.write(header + array.tobytes())
-
-
-class _Python2Pickler(pickle.Pickler):
-    def reducer_override(self, value):
-        if isinstance(value, np.dtype):  # align is 0 and not False, as in CIFAR's own files
-            constructor, (kind, _, copy), state = value.__reduce__()
-            return constructor, (kind, 0, copy), state
-        return NotImplemented
-
-
-def _write_cifar(source: Source, folder: Path) -> None:
-    reader = source.reader
-    classes, labels_key = (10, "labels") if reader is _CIFAR10 else (100, "fine_labels")
-    batches = folder / reader.base_folder
-    batches.mkdir()
-
-    def write(file: str, content: dict) -> None:
-        with (batches / file).open("wb") as batch:
-            _Python2Pickler(batch, protocol=2).dump(content)
-
-    for split, files in (("train", reader.train_list), ("test", reader.test_list)):
-        images, labels = _made_up(split, (3072,), classes)
-        parts = zip(files, np.array_split(images, len(files)), np.array_split(labels, len(files)), strict=True)
-        for (file, _), rows, targets in parts:
-            write(file, {"data": rows, labels_key: targets.tolist()})
-    write(reader.meta["filename"], {reader.meta["key"]: [f"class {i}" for i in range(classes)]})
-    with tarfile.open(folder / reader.filename, "w:gz") as archive:
-        archive.add(batches, reader.base_folder)
-
-
-def _write_svhn(source: Source, folder: Path) -> None:
-    for file in source.sha256:
-        images, labels = _made_up(file.split("_")[0], (3, 32, 32))
-        labels[labels == 0] = 10  # as in the published files
-        scipy.io.savemat(folder / file, {"X": images.transpose(2, 3, 1, 0), "y": labels.astype(np.uint8)[:, None]})
-
-
-def _write_folders(root: Path) -> None:
-    for split, folder in (("train", "train"), ("test", "val")):
-        images, labels = _made_up(split, (320, 304, 3))
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            path = root / folder / f"n{label:08d}" / f"{i}.JPEG"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
+    contents = source.make_up(source.reader, source.sums)
+    (root / source.folders[0]).mkdir(parents=True, exist_ok=True)
+    if source.packed.endswith(".tar.gz"):
+        with tarfile.open(root / source.packed, "w:gz") as archive:
+            for member, content in contents.items():
+                entry = tarfile.TarInfo(f"{source.reader.base_folder}/{member}")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    else:
+        for member, content in contents.items():
+            path = root / source.folders[0] / source.packed.format(member)
+            path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return root, replace(source, sums={member: _sum(contents[member], like) for member, like in source.sums.items()})

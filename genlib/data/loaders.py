@@ -38,14 +38,16 @@ def load(
                     shifted, scaled, turned, sheared and bent, of random width and intensity, in noise
     mnist1d         generated from `seed`: 4000 × 40 and 1000, or as many as are wanted; see `mnist1d`
     mnist, fashion_mnist, cifar10, cifar100, svhn    images [channels, height, width], each channel standardised by its
-                    mean and deviation over the whole training set; files in `root` (None: ~/.cache/genlib/data)
+                    mean and deviation over the whole training set. Files of the published content, packed or not, lie
+                    in `root` (None: ~/.cache/genlib/data), plain or as torchvision lays them, or where Debian has them;
+                    else they are fetched, and none is overwritten
     parity          generated from `seed`: 100 and 5000 corners of {-1, 1}^`dimension` (30); label 1 where x₁x₂ = 1
-    imagenet        `root`/train/<class>/* and `root`/val/<class>/*, never loaded whole: see `Dataset.minibatches`
+    imagenet        `root`/train/<class>/* and `root`/val/<class>/*, unverified, streamed: see `Dataset.minibatches`
     `seed` draws which samples are taken, on the CPU, so that every device gets the same; with one seed a smaller
     training set is the beginning of a larger one. In a dry run every set is a few rows, the files' ones made up.
-    An unknown name, more samples than there are, a damaged file: ValueError. A missing file: FileNotFoundError. So many
-    samples of a parity that flat networks generalize too: UserWarning. GENLIB_DATA=drawn_digits has `digits` mean
-    `drawn_digits`.
+    An unknown name, more samples than there are, a file that is damaged, another's or unreadable: ValueError. A missing
+    file: FileNotFoundError. So many samples of a parity that flat networks generalize too: UserWarning.
+    GENLIB_DATA=drawn_digits has `digits` mean `drawn_digits`.
     """
     if name == "digits":
         name = scale.digits()
@@ -124,7 +126,8 @@ def _load_folders(name, train, test, seed, root) -> Dataset:
     size = scale.DRY_PIXELS if scale.dry_run() else IMAGENET_PIXELS
     images, labels = _drawn(name, "train", StreamedImages(paths, size), labels, train, seed)
     test_images, test_labels = _drawn(name, "test", StreamedImages(test_paths, size), test_labels, test, seed)
-    history = (f"samples drawn (seed {seed})", "channels standardised")
+    unverified = "files unverified, for no sums of them are published"
+    history = (f"samples drawn (seed {seed})", "channels standardised", unverified)
     return Dataset(images, labels, test_images, test_labels, classes, name, history)
 
 

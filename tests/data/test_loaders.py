@@ -6,7 +6,7 @@ import torch
 from data_cases import IMAGE_SETS, SIDES, TEST, TRAIN, rows
 from sklearn.datasets import load_digits
 
-from genlib.data import attack_set, files, load, mnist1d, parity
+from genlib.data import attack_set, formats, load, mnist1d, parity
 
 
 def test_a_set_of_parity_has_a_test_set_of_its_own():
@@ -96,9 +96,9 @@ def test_image_sets_are_what_is_in_their_files(name, dry_run):
     shape = SIDES.get(name, (3, 32, 32))
     assert loaded.input_shape == shape and len(loaded.classes) == (100 if name == "cifar100" else 10)
     assert (len(loaded), len(loaded.test_labels)) == (TRAIN, TEST)
-    drawn, labels = files._made_up("train", (28, 28) if name in SIDES else (3072,), len(loaded.classes))
+    drawn, labels = formats.made_up("train", (28, 28) if name in SIDES else (3072,), len(loaded.classes))
     if name == "svhn":
-        drawn, _ = files._made_up("train", (3, 32, 32))
+        drawn, _ = formats.made_up("train", (3, 32, 32))
     pixels = drawn.reshape(TRAIN, *shape) / 255
     moments = {"axis": (0, 2, 3), "keepdims": True}
     standardised = (pixels - pixels.mean(**moments)) / pixels.std(**moments)
@@ -109,8 +109,8 @@ def test_image_sets_are_what_is_in_their_files(name, dry_run):
 
 
 def test_the_test_images_are_standardised_as_the_training_images(dry_run):
-    pixels, _ = files._made_up("train", (28, 28))
-    test_pixels, _ = files._made_up("test", (28, 28))
+    pixels, _ = formats.made_up("train", (28, 28))
+    test_pixels, _ = formats.made_up("test", (28, 28))
     expected = (test_pixels / 255 - pixels.mean() / 255) / (pixels.std() / 255)
     np.testing.assert_allclose(rows(load("mnist").test_inputs), rows(torch.from_numpy(expected)), atol=1e-5)
 

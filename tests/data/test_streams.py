@@ -31,6 +31,7 @@ def test_imagenet_is_streamed_from_its_folders(folders):
     loaded = load("imagenet", train=12, root=folders)
     assert isinstance(loaded.inputs, StreamedImages) and loaded.input_shape == (3, 299, 299)
     assert (len(loaded), len(loaded.test_labels)) == (12, TEST)
+    assert "files unverified" in repr(loaded)
     assert loaded.classes == tuple(f"n{label:08d}" for label in range(5))
     order = torch.tensor([5, 0, 11, 5, 7])
     batches = list(loaded.minibatches(order, 2))
