@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 from PIL import Image
 from torchvision import datasets
 
@@ -59,6 +58,8 @@ def cifar(reader: type, contents: Mapping[str, bytes]) -> tuple:
 
 
 def svhn(reader: type, contents: Mapping[str, bytes]) -> tuple:
+    import scipy.io  # here, for scipy takes longer to import than all of genlib
+
     splits = [scipy.io.loadmat(io.BytesIO(content)) for content in contents.values()]
     arrays = [array for split in splits for array in (split["X"].transpose(3, 2, 0, 1), split["y"].ravel() % 10)]
     return *arrays, tuple(str(digit) for digit in range(10))
@@ -107,6 +108,8 @@ def made_up_cifar(reader: type, members: Iterable[str]) -> dict[str, bytes]:
 
 
 def made_up_svhn(reader: type, members: Iterable[str]) -> dict[str, bytes]:
+    import scipy.io
+
     contents = {}
     for member in members:
         images, labels = made_up(member.split("_")[0], (3, 32, 32))
