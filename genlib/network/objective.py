@@ -269,7 +269,8 @@ def require_labels(labels: Tensor, outputs: int) -> None:
         require_binary(labels)
     elif ((labels < 0) | (labels >= outputs)).any():
         raise ValueError(
-            f"labels has values outside 0 … {outputs - 1}, the classes of the network; number the classes from 0"
+            f"labels has values outside 0 … {outputs - 1}, the classes of the network; number the classes from 0, or "
+            "give a loss that ignores some, as nn.CrossEntropyLoss(ignore_index=-100)"
         )
 
 

@@ -1,6 +1,7 @@
 """Losses of torch and of one's own, and targets that are no classes, looked up by the number of the sample."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ __all__ = ["Compared", "sample_axes", "with_targets"]
 
 _REGRESSION = {"mse": nn.MSELoss(), "l1": nn.L1Loss(), "huber": nn.HuberLoss()}
 _OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)  # their targets are whole numbers, if not shares
+_WHOLE = (*_OF_CLASSES, nn.MultiLabelMarginLoss)
 _PIECE = 64  # samples
 _ALIKE = 1e-3  # of the largest loss, what other sums in another order may change
 
@@ -92,6 +94,10 @@ class _OfTorch:
             raise ValueError(
                 f"loss is {module} with reduction={module.reduction!r}; the mean loss is measured: give 'mean'"
             )
+        if len(inspect.signature(module.forward).parameters) != 2:
+            raise ValueError(
+                f"loss is {module}, which compares other than outputs and labels; give a function of these two"
+            )
         each = copy.copy(module)
         each.reduction = "none"
         return cls(each, module.reduction == "batchmean")
@@ -116,6 +122,12 @@ class _OfTorch:
 
     def require_fit(self, outputs: Float[Tensor, "n outputs"], targets: Tensor) -> None:
         """Refuse targets of another shape than the outputs', which torch would broadcast, or of other classes."""
+        weight = getattr(self.module, "weight", None)
+        if weight is not None and weight.shape not in ((), (1,), outputs.shape[-1:]):
+            raise ValueError(
+                f"loss has a weight of shape {tuple(weight.shape)}, and the network {outputs.shape[-1]} outputs; give "
+                "a number for each output, and weights of samples in a function to one number a sample"
+            )
         of_classes = isinstance(self.module, _OF_CLASSES) and not targets.is_floating_point()
         if of_classes and (targets.dim() > 1 or outputs.shape[-1] < 2 or (targets >= outputs.shape[-1]).any()):
             raise ValueError(
@@ -135,7 +147,7 @@ class _OfTorch:
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         module = self.module
-        if not isinstance(module, _OF_CLASSES):
+        if not isinstance(module, _WHOLE):
             targets = targets.to(outputs.dtype).view_as(outputs)
         if tensors := [*module.buffers()]:  # class weights
             module = copy.deepcopy(module) if tensors[0].dtype != outputs.dtype else module
@@ -165,6 +177,8 @@ def with_targets(loss: Loss, inputs: Tensor, labels: Tensor, size: int | None) -
         raise ValueError(
             f"labels has the shape {tuple(labels.shape)} and inputs {tuple(inputs.shape)}; give a row a sample"
         )
+    if labels.is_floating_point() and not labels.isfinite().all():
+        raise ValueError("labels has values that are not finite; leave these samples out")
     labels, factors = labels.detach(), None
     if type(loss).__module__ == nn.MSELoss.__module__ and hasattr(loss, "reduction"):
         if isinstance(loss, _OF_CLASSES) and not labels.is_floating_point():
