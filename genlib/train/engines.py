@@ -22,7 +22,7 @@ from genlib.network.losses import (
 )
 from genlib.network.precision import upcast
 from genlib.optimizers import SAM, Ascent, LabelNoise, MeanSAM, OneSAM, kept, unchanged
-from genlib.train.bases import LeanSGD, build
+from genlib.train.bases import Fused, build
 from genlib.train.door import as_trained, few, put, rehearsed, require_samples_alone, tensors_of, training_copy
 from genlib.train.plan import Job, Plan
 
@@ -287,10 +287,8 @@ def _gradient(engine: Single | Stack, inputs: Tensor, labels: Tensor) -> tuple[T
     return engine.evaluate(inputs, labels)
 
 
-def _update(
-    optimizer: LeanSGD | torch.optim.Optimizer, params: Iterable[Tensor], grads: Sequence[Tensor | None]
-) -> None:
-    if isinstance(optimizer, LeanSGD):
+def _update(optimizer: Fused | torch.optim.Optimizer, params: Iterable[Tensor], grads: Sequence[Tensor | None]) -> None:
+    if isinstance(optimizer, Fused):
         optimizer.update(grads)
         return
     for param, grad in zip(params, grads, strict=True):

@@ -61,6 +61,8 @@ class Plan:
     def __post_init__(self):
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be positive, or None for the full batch")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
         if not callable(self.base) and self.base not in OPTIMIZERS:
             raise ValueError(
                 f"optimizer is {self.optimizer!r}; choose {', '.join(OPTIMIZERS)}, or give a recipe or a function"

@@ -26,13 +26,14 @@ def test_a_stack_trains_each_network_as_fit_does(digits, name, rates, normalizat
         assert (run.history[columns] - alone.history[columns]).abs().max().max() < 1e-4
 
 
-def test_networks_leave_the_stack_in_the_middle_of_an_epoch_and_the_others_go_on(digits, net):
+@pytest.mark.parametrize(("name", "lr"), [("sgd", 0.1), ("adam", 1e-3)])
+def test_networks_leave_the_stack_in_the_middle_of_an_epoch_and_the_others_go_on(digits, name, lr):
     stops = [Stop(steps=3, every=3), Stop(steps=9, every=3), Stop(steps=14, every=3)]
     nets = [models.mlp(64, 10, width=12, seed=s) for s in range(3)]
-    runs = fit_many(nets, digits, lr=0.1, batch_size=32, stop=stops, stacked=True)
+    runs = fit_many(nets, digits, optimizer=name, lr=lr, batch_size=32, stop=stops, stacked=True)
     assert [run.steps for run in runs] == [3, 9, 14]
     for i, run in enumerate(runs):
-        alone = fit(nets[i], digits, lr=0.1, batch_size=32, stop=stops[i], seed=i)
+        alone = fit(nets[i], digits, optimizer=name, lr=lr, batch_size=32, stop=stops[i], seed=i)
         assert alone.steps == run.steps
         assert distance(run.module, alone.module) < 1e-5
 

@@ -127,6 +127,7 @@ def test_dry_run_takes_two_steps(digits, net, monkeypatch):
         ({"optimizer": "sdg"}, "optimizer is 'sdg'; choose sgd, adam"),
         ({"loss": "hinge"}, "loss is 'hinge'; choose cross_entropy or mse"),
         ({"lr": 0.0}, "lr is 0.0; it must be positive"),
+        ({"momentum": 1.0}, "momentum is 1.0; it must be at least 0 and below 1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"seed": True}, "seed is True; it must be a whole number"),
