@@ -305,6 +305,7 @@ def gram_matrix(objective: Objective, loss: str) -> Float[Tensor, "rows rows"]:
     module, met = with_records(objective.network)
     chunks = objective.inputs.split(max(1, objective.chunk_size // outputs))
     found = [_backward(module, met, chunk, loss) for chunk in chunks]
+    met.clear()
     gram = objective.inputs.new_zeros((outputs, n, outputs, n), dtype=torch.float64)
     for parts in zip(*found, strict=True):
         layer = parts[0][1]

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import io
 import itertools
+import lzma
 import os
 import socket
 import sys
@@ -195,10 +196,11 @@ def _take(path: Path, wanted: Iterable[str], sums: Mapping[str, str]) -> tuple[d
     try:
         contents = _unpacked(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return {}, {}
+        link = f"{path} is a link to what is not there: {os.readlink(path)}" if path.is_symlink() else ""
+        return {}, dict.fromkeys(wanted, link) if link else {}
     except PermissionError:
         return {}, dict.fromkeys(wanted, f"{path} can't be read by this user; try chmod -R a+rX {path.parent}")
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
         return {}, dict.fromkeys(wanted, f"{path} is cut short, damaged or no archive: {error}")
     intact, faults = {}, {}
     for member in wanted:

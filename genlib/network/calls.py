@@ -3,7 +3,7 @@
 from torch import nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks, _has_any_global_hook
 
-__all__ = ["altered", "plainly_called"]
+__all__ = ["altered", "in_sequence", "plainly_called"]
 
 _BESIDE = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
 
@@ -16,6 +16,16 @@ def plainly_called(module: nn.Module) -> bool:
         and not any(getattr(part, name) for name in _BESIDE)
         for part in module.modules()
     )
+
+
+def in_sequence(module: nn.Module) -> bool:
+    """Whether the module runs its layers one after the other, and dense ones hold their weights as parameters.
+
+    A weight may have been made a buffer or a plain tensor, with which the layer runs as before.
+    """
+    same = all(getattr(type(module), name) is getattr(nn.Sequential, name, None) for name in ("forward", "__iter__"))
+    dense = [layer for layer in module.children() if isinstance(layer, nn.Linear)]
+    return same and all(layer._parameters.keys() == {"weight", "bias"} for layer in dense)
 
 
 def altered(module: nn.Module) -> str | None:

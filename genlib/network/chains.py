@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from genlib.network.calls import plainly_called
+from genlib.network.calls import in_sequence, plainly_called
 from genlib.network.functional import Params
 from genlib.network.losses import Loss, per_sample_loss, sample_losses
 from genlib.network.normalizations import SimplifiedLayerNorm
@@ -52,8 +52,8 @@ def dense_chain(module: nn.Module, moving: Collection[str], input_shape: Sequenc
 
     Samples come flat. Else None, and why.
     """
-    if type(module).forward is not nn.Sequential.forward or not plainly_called(module):
-        return None, "network is no Sequential, or has hooks or a forward of its own"
+    if not in_sequence(module) or not plainly_called(module):
+        return None, "network is no Sequential, or has hooks, a forward of its own or weights that are no parameters"
     layers = list(module._modules.items())  # not named_children, which leaves out a layer that it has met before
     if odd := [name for name, layer in layers if not changes_nothing(layer) and type(layer) not in _STEPS]:
         return None, f"network has the layer {odd[0]}, {type(module._modules[odd[0]]).__name__}"
@@ -160,7 +160,7 @@ def loss_and_slope(
     """One loss a sample, and the gradient of `share` of their sum in the logits."""
     classes = logits.shape[-1]
     if loss == "mse":
-        residuals = logits - (F.one_hot(labels, classes) if classes > 1 else 2.0 * labels.unsqueeze(-1) - 1)
+        residuals = logits - (F.one_hot(labels, classes) if classes > 1 else 2 * labels.unsqueeze(-1) - 1)
         return residuals.square().mean(-1), residuals * (2 * share / classes)
     if loss == "cross_entropy" and classes > 1:
         return _cross_entropy(labels, logits, share)

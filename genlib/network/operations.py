@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from genlib.network.calls import altered
+from genlib.network.calls import altered, in_sequence
 from genlib.network.kinds import (
     COMPARISONS,
     IN_PLACE,
@@ -327,12 +327,14 @@ ELEMENTWISE = (
 def dense_steps(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
     """The layers of a Sequential of dense layers, each used once, and elementwise ones alone, else None.
 
-    Flattening and dropout out of training are left out.
+    Flattening, which must come first, and dropout out of training are left out.
     """
-    if type(module).forward is not nn.Sequential.forward or altered(module):
+    if not in_sequence(module) or altered(module):
         return None
-    # Not named_children, which leaves out a layer that it has met before.
-    steps = [(name, layer) for name, layer in module._modules.items() if not changes_nothing(layer)]
+    layers = list(module._modules.items())  # not named_children, which leaves out a layer that it has met before
+    if any(type(layer) is nn.Flatten for _, layer in layers[1:]):
+        return None
+    steps = [(name, layer) for name, layer in layers if not changes_nothing(layer)]
     linear = [layer.weight for _, layer in steps if type(layer) is nn.Linear]
     dense = all(type(layer) is nn.Linear or type(layer) in ELEMENTWISE for _, layer in steps)
     return steps if dense and len(set(linear)) == len(linear) else None

@@ -155,18 +155,19 @@ def _closed_form(
         square_in = a.square().sum(-1, keepdim=True) + (layer.bias is not None)
         square = delta.square().sum(-1, keepdim=True).mul_(square_in).add_(square)
         records[layer] = _Record(a, delta, square_in)
-    s = _step_length(square, rho)
+    s = _step_length(square, rho)  # times δ first, of which it may be the inverse
+    records = {layer: record._replace(delta=s * record.delta) for layer, record in records.items()}
 
     def perturbed(layer: Dense, x: Tensor) -> Tensor:
         a, delta, product = records[layer]
         if a is x:  # the first layer sees what it saw; not in place, for a layer above may have seen its output itself
-            return outputs[layer].addcmul(delta, s * product)
+            return outputs[layer].addcmul(delta, product)
         product = (a * x).sum(-1, keepdim=True) + (layer.bias is not None)
-        return linear(params, layer, x).addcmul_(delta, s * product)
+        return linear(params, layer, x).addcmul_(delta, product)
 
     def back(layer: Dense, slope: Tensor) -> Tensor:
         a, delta, _ = records[layer]
-        return transposed(params, layer, slope).addcmul_(a, s * (delta * slope).sum(-1, keepdim=True))
+        return transposed(params, layer, slope).addcmul_(a, (delta * slope).sum(-1, keepdim=True))
 
     logits, tape = forward(chain, perturbed, x)
     slopes, gradient = loss_and_slope(loss, labels, logits, 1 / labels.shape[-1])[1], {}

@@ -211,6 +211,31 @@ def test_an_archive_that_lacks_a_member_is_refused(placed):
         load("cifar10", root=root)
 
 
+def test_a_link_to_what_is_not_there_is_said_and_left(placed, monkeypatch):
+    monkeypatch.setattr(files, "download_url", lambda *_: pytest.fail("fetched"))
+    root, _ = placed("mnist")
+    path = root / f"MNIST/raw/{IMAGES}.gz"
+    path.unlink()
+    path.symlink_to("/drive/that/is/not/mounted")
+    with pytest.raises(ValueError, match=f"{path} is a link to what is not there: /drive/that"):
+        load("mnist", root=root)
+    assert path.is_symlink()
+
+
+@pytest.mark.parametrize("packed", ["w:xz", "w:bz2"])
+def test_a_damaged_archive_of_another_packing_is_refused_by_name(packed, placed):
+    root, source = placed("cifar10")
+    with tarfile.open(root / source.packed, packed) as archive:
+        archive.add(__file__, "cifar-10-batches-py/data_batch_1")
+    content = (root / source.packed).read_bytes()
+    for at in range(0, len(content), 97):
+        damaged = bytearray(content)
+        damaged[at] ^= 255
+        (root / source.packed).write_bytes(damaged)
+        with pytest.raises(ValueError, match=source.packed):
+            load("cifar10", root=root)
+
+
 @pytest.mark.parametrize("what", ["FashionMNIST/raw", f"FashionMNIST/raw/{IMAGES}.gz"], ids=["folder", "file"])
 def test_what_can_not_be_read_is_said(what, placed):
     made, _ = placed("fashion_mnist")

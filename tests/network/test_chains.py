@@ -126,6 +126,20 @@ class Thrice(nn.Linear):
         return 3 * super().forward(x)
 
 
+class Skipping(nn.Sequential):
+    """Without its activations, which it holds all the same."""
+
+    def __iter__(self):
+        return (layer for layer in self._modules.values() if isinstance(layer, nn.Linear))
+
+
+def held(net, kind, *, buffer):
+    """The first layer's weight or bias as a buffer or a plain tensor, so that it stays as it is."""
+    tensor = 2 * getattr(net[0], kind).detach() + 1
+    delattr(net[0], kind)
+    net[0].register_buffer(kind, tensor) if buffer else setattr(net[0], kind, tensor)
+
+
 def changed(change, net=None):
     net = net or mlp()
     change(net)
@@ -146,6 +160,10 @@ OTHERS = {
     "frozen bias": lambda: changed(lambda net: net[0].bias.requires_grad_(False)),
     "weight twice": lambda: tied("weight"),
     "bias twice": lambda: tied("bias"),
+    "bias as a buffer": lambda: changed(lambda net: held(net, "bias", buffer=True)),
+    "bias as a tensor": lambda: changed(lambda net: held(net, "bias", buffer=False)),
+    "weight as a buffer": lambda: changed(lambda net: held(net, "weight", buffer=True)),
+    "an order of its own": lambda: Skipping(*mlp()),
     "forward of its own": lambda: Doubled(*mlp()),
     "layer's own forward": lambda: nn.Sequential(Thrice(6, 9), nn.ReLU(), nn.Linear(9, 3)),
     "another layer": lambda: nn.Sequential(nn.Linear(6, 9), nn.LayerNorm(9), nn.Linear(9, 3)),
@@ -204,6 +222,16 @@ def test_the_slope_of_each_loss_is_autograds(models, loss):
         expected = sample_losses(per_sample_loss(loss), z, y)
         torch.testing.assert_close(losses, expected.detach(), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(slope, torch.autograd.grad(0.3 * expected.sum(), z)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_the_slope_is_of_the_logits_precision():
+    torch.set_default_dtype(torch.float64)
+    try:
+        for loss in ("cross_entropy", "mse"):
+            found = loss_and_slope(loss, torch.tensor([0, 1]), torch.tensor([[0.5], [2.0]], dtype=torch.float32))
+            assert [each.dtype for each in found] == [torch.float32] * 2
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_inputs_must_come_flat():

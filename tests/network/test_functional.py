@@ -112,7 +112,20 @@ def test_a_stack_runs_what_only_looks_dense_as_it_is():
         def forward(self, x):
             return 2 * super().forward(x)
 
+    class Backwards(nn.Sequential):
+        def __iter__(self):
+            return reversed(self._modules.values())
+
+    def held():
+        module = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+        del module[0].bias
+        module[0].register_buffer("bias", torch.randn(3))
+        return module
+
     for build, shape in (
+        (lambda: Backwards(nn.ReLU(), nn.Linear(4, 3)), (5, 4)),
+        (lambda: nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)), (5, 2, 2)),
+        (held, (5, 4)),
         (lambda: Doubled(nn.Linear(4, 3), nn.ReLU()), (5, 4)),
         (lambda: nn.Sequential(nn.Flatten(1, 2), nn.Linear(4, 3)), (5, 2, 2, 4)),
         (lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).eval(), (5, 4)),

@@ -109,6 +109,19 @@ def test_a_sample_without_gradient_is_not_perturbed(method):
         torch.testing.assert_close(ours, theirs * 14 / 15, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e3, 1e10, 1e16])
+def test_inputs_of_any_size_leave_it_finite(scale):
+    """A gradient that is next to nothing goes with a step length that is next to infinite."""
+    torch.manual_seed(0)
+    net, x = models.mlp(6, 3, width=8), scale * torch.randn(23, 6)
+    y = net(x).argmax(1)
+    y[0] = (y[0] + 1) % 3  # fitted but for one
+    ours, theirs = (one_sam_gradient(net, x, y, 0.05, method=method)[1] for method in ("closed form", "per sample"))
+    for name, found in ours.items():
+        assert found.isfinite().all()
+        torch.testing.assert_close(found, theirs[name], rtol=1e-4, atol=1e-5 * float(theirs[name].abs().max()))
+
+
 @given(st.sampled_from(sorted(CASES)), st.integers(0, 5))
 def test_with_a_small_radius_it_is_the_gradient(case, seed):
     build, (x, y), name = CASES[case]
