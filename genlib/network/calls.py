@@ -23,9 +23,11 @@ def in_sequence(module: nn.Module) -> bool:
 
     A weight may have been made a buffer or a plain tensor, with which the layer runs as before.
     """
-    same = all(getattr(type(module), name) is getattr(nn.Sequential, name, None) for name in ("forward", "__iter__"))
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return False
     dense = [layer for layer in module.children() if isinstance(layer, nn.Linear)]
-    return same and all(layer._parameters.keys() == {"weight", "bias"} for layer in dense)
+    held = all(layer._parameters.keys() == {"weight", "bias"} for layer in dense)
+    return held and type(module).__iter__ is nn.Sequential.__iter__
 
 
 def altered(module: nn.Module) -> str | None:

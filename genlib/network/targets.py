@@ -123,7 +123,7 @@ class _OfTorch:
     def require_fit(self, outputs: Float[Tensor, "n outputs"], targets: Tensor) -> None:
         """Refuse targets of another shape than the outputs', which torch would broadcast, or of other classes."""
         weight = getattr(self.module, "weight", None)
-        if weight is not None and weight.shape not in ((), (1,), outputs.shape[-1:]):
+        if weight is not None and weight.shape not in ((), (1,), outputs.shape[-1:], (1, outputs.shape[-1])):
             raise ValueError(
                 f"loss has a weight of shape {tuple(weight.shape)}, and the network {outputs.shape[-1]} outputs; give "
                 "a number for each output, and weights of samples in a function to one number a sample"

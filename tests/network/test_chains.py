@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 from trained import distance, identical
+from training_cases import Threefold
 
 from genlib import data
 from genlib.network import ELEMENTWISE
@@ -121,11 +122,6 @@ class Doubled(nn.Sequential):
         return 2 * super().forward(x)
 
 
-class Thrice(nn.Linear):
-    def forward(self, x):
-        return 3 * super().forward(x)
-
-
 class Skipping(nn.Sequential):
     """Without its activations, which it holds all the same."""
 
@@ -165,7 +161,7 @@ OTHERS = {
     "weight as a buffer": lambda: changed(lambda net: held(net, "weight", buffer=True)),
     "an order of its own": lambda: Skipping(*mlp()),
     "forward of its own": lambda: Doubled(*mlp()),
-    "layer's own forward": lambda: nn.Sequential(Thrice(6, 9), nn.ReLU(), nn.Linear(9, 3)),
+    "layer's own forward": lambda: nn.Sequential(Threefold(6, 9), nn.ReLU(), nn.Linear(9, 3)),
     "another layer": lambda: nn.Sequential(nn.Linear(6, 9), nn.LayerNorm(9), nn.Linear(9, 3)),
     "parametrized": lambda: changed(lambda net: parametrizations.weight_norm(net[0])),
     "bfloat16": lambda: mlp().bfloat16(),

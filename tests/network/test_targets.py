@@ -49,6 +49,7 @@ LOSSES = {
     "likelihood": (nn.NLLLoss(WEIGHTS), CLASSES, 4),
     "margins": (nn.MultiMarginLoss(weight=WEIGHTS), CLASSES, 4),
     "binary": (nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0)), YES, 1),
+    "weights in a row": (nn.BCEWithLogitsLoss(WEIGHTS[None]), F.one_hot(CLASSES, 4).float(), 4),
     "many labels": (nn.BCEWithLogitsLoss(WEIGHTS), F.one_hot(CLASSES, 4), 4),
     "lists of labels": (nn.MultiLabelMarginLoss(), torch.stack([CLASSES, *[torch.full_like(CLASSES, -1)] * 3], 1), 4),
     "regression": (nn.MSELoss(), ROWS, 4),
