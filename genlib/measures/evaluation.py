@@ -3,6 +3,8 @@
 import difflib
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -51,7 +53,10 @@ def evaluate(
     trainable_only: bool = False,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measures of one network by name, all that apply unless `names` are given: one row each, in their order.
+    """Measures of one network by name: one row each, in their order.
+
+    Unless `names` are given, all that apply but those of the Hessian's spectrum, which take as long as the rest
+    together and only say so; `names=measures.CATALOGUE` has these too.
 
     `value`, larger where it predicts a larger gap; `standard_error`, 0 where the value is exact; `passes`, the forward
     passes over the data that the row added, for what several measures need is computed once; `reason`, why there is no
@@ -190,11 +195,25 @@ def unexpected(error: Exception) -> str:
 
 
 def named(names: Iterable[str] | None) -> list[Measure]:
-    """The measures of these names, all that there are unless names are given."""
-    names = [names] if isinstance(names, str) else CATALOGUE if names is None else names
+    """The measures of these names, all that there are unless names are given; those on request then only say so."""
+    if names is None:
+        return [_waiting(m) if m.on_request else m for m in CATALOGUE.values()]
+    names = [names] if isinstance(names, str) else names
     if not isinstance(names, Iterable):
         raise ValueError(f"names is of {type(names).__name__}; give names of the catalogue, or none for all")
     return [_named(name) for name in names]
+
+
+def _waiting(measure: Measure) -> Measure:
+    """A row that costs nothing, and says how to have its value."""
+
+    def compute(shared: Shared) -> NoReturn:
+        raise ValueError(
+            f"takes some {measure.passes:.0f} forward passes, so only on request: names=[{measure.name!r}], or "
+            "names=measures.CATALOGUE for all rows"
+        )
+
+    return replace(measure, passes=0, compute=compute)
 
 
 def _named(name: str) -> Measure:

@@ -49,6 +49,11 @@ class Measure:
     invariances: tuple[str, ...]
     compute: Callable[[Shared], Estimate | Float[Tensor, ""]]
 
+    @property
+    def on_request(self) -> bool:
+        """Whether `evaluate` computes it only when it is named, since it takes longer than all others together."""
+        return getattr(self.passes, "on_request", False)
+
     def __post_init__(self):
         if unknown := set(self.needs) - set(NEEDS):
             raise ValueError(f"needs of {self.name} holds {sorted(unknown)}; choose among {', '.join(NEEDS)}")

@@ -95,12 +95,14 @@ class Part:
     """A quantity of `Shared`: its forward passes as a rule and at most, and the peak of its memory in bytes.
 
     A part that takes no passes is refused. `kept`: as many times the parameters stay until the table is done.
+    `on_request`: rows that take it are computed only when named.
     """
 
     passes: Callable[[Size], float]
     peak: Callable[[Room], float]
     at_most: Callable[[Size], float] | None = None
     kept: int = 0
+    on_request: bool = False
 
 
 def times(parameters: int, activations: int) -> Callable[[Room], float]:
@@ -140,6 +142,7 @@ PARTS = {
         lambda room: times(10 + 2 * room.k, 4)(room) + 60 * min(room.weights, 2**16),  # 2¹³ columns are combined
         lambda size: size.products(_MAX_PRODUCTS),
         kept=10,
+        on_request=True,
     ),
     "hessian_norm": Part(lambda size: size.products(6), times(20, 4)),
     "gradient_variance": _variance(),
@@ -157,10 +160,12 @@ class Passes(float):
     """A measure's forward passes, of ten classes and when nothing is shared, and the `parts` of `PARTS` they are of."""
 
     parts: tuple[str, ...]
+    on_request: bool
 
     def __new__(cls, *parts: str) -> "Passes":
         found = super().__new__(cls, sum(PARTS[part].passes(Size()) for part in parts))
         found.parts = parts
+        found.on_request = any(PARTS[part].on_request for part in parts)
         return found
 
     def __getnewargs__(self) -> tuple[str, ...]:

@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from genlib.network.calls import plainly_called
 from genlib.network.door import spread
 from genlib.network.errors import first_line, out_of_memory
 from genlib.network.functional import Network, pulled_back, without_recomputation
 from genlib.network.losses import LOSSES
 from genlib.network.objective import Objective, seeded_generator, with_slope
+from genlib.network.operations import dense_steps
 
 __all__ = ["require_derivatives", "require_input_derivatives", "square", "twice_differentiable"]
 
@@ -112,7 +114,8 @@ def require_input_derivatives(network: Network, inputs: Tensor) -> None:
     square of the logits at x ± tv against the mean of its slopes there. Cost: two gradients; of a stack the first
     network stands for all. Once a network, nothing on the meta device. Memory: twice the parameters of float32.
     """
-    if "input gradient" in network.passed or inputs.is_meta or not inputs.is_floating_point():
+    known = dense_steps(network.module) is not None and plainly_called(network.module)  # so torch's own derivatives
+    if known or "input gradient" in network.passed or inputs.is_meta or not inputs.is_floating_point():
         return
     one, x = network.each[0], spread(inputs, 0)
     for seed in range(_TRIES):  # a unit may cross its kink on the way

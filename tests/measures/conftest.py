@@ -1,6 +1,7 @@
 """A network that everything is measured of once."""
 
 import pytest
+from cases import WHOLE
 from measures_cases import dense, inputs_of, own_labels
 
 from genlib.measures import evaluate
@@ -12,4 +13,10 @@ def measured():
     network, initial = dense((5, 6, 4, 3)), dense((5, 6, 4, 3), seed=9)
     inputs = inputs_of(network)
     labels = own_labels(network, inputs)
-    return network, initial, inputs, labels, evaluate(network, (inputs, labels), initial=initial, first_epoch=initial)
+    return (
+        network,
+        initial,
+        inputs,
+        labels,
+        evaluate(network, (inputs, labels), initial=initial, first_epoch=initial, names=WHOLE),
+    )

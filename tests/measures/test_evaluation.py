@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from measures_cases import FREE, LOOKED_UP, dense
+from cases import WHOLE
+from measures_cases import FREE, LOOKED_UP, SPECTRAL, dense
 from torch import nn
 from torch.nn.utils import prune
 
@@ -78,7 +79,7 @@ def test_a_negative_margin_is_refused_with_the_reason(measured):
 
 def test_what_lacks_the_start_or_the_run_says_so(measured):
     network, _, inputs, labels, table = measured
-    alone = evaluate(network, (inputs, labels))
+    alone = evaluate(network, (inputs, labels), names=WHOLE)
     lacking = {
         need: [name for name, measure in CATALOGUE.items() if need in measure.needs]
         for need in ("initial", "first_epoch", "run")
@@ -128,7 +129,7 @@ class Scale(nn.Module):
 def test_an_unknown_layer_is_left_out_and_named(measured):
     network, initial, inputs, labels, table = measured
     odd, start = (nn.Sequential(*copy.deepcopy(one), Scale().double()) for one in (network, initial))
-    found = evaluate(odd, (inputs, labels), initial=start, first_epoch=start)
+    found = evaluate(odd, (inputs, labels), initial=start, first_epoch=start, names=WHOLE)
     layered = [name for name, measure in CATALOGUE.items() if "layers" in measure.needs]
     of_paths = [name for name in layered if "path" in name]
     over_the_rest = [name for name in layered if name not in of_paths]
@@ -304,3 +305,17 @@ def test_the_matrices_of_words_have_norms_and_their_indices_none():
     parameters = sum(p.numel() for p in network.parameters())
     assert table.loc["vc_dimension", "value"] == pytest.approx(8 * parameters * math.log(parameters))
     assert table.loc[names[2:], "reason"].str.startswith("inputs are indices of an embedding").all()
+
+
+def test_a_spectrum_is_taken_on_request_alone(measured):
+    network, _, inputs, labels, table = measured
+    default = evaluate(network, (inputs, labels))
+    waiting = default.index[default["reason"].str.contains("only on request")]
+    assert set(waiting) == {name for name, row in CATALOGUE.items() if row.on_request} >= SPECTRAL
+    assert (default.loc[waiting, "passes"] == 0).all() and default.loc[waiting, "value"].isna().all()
+    assert (cost(network, (inputs, labels)).loc[waiting, "passes"] == 0).all()
+    assert default.loc["top_eigenvalue", "reason"] == (
+        "takes some 129 forward passes, so only on request: names=['top_eigenvalue'], or names=measures.CATALOGUE for "
+        "all rows"
+    )
+    assert table.loc["top_eigenvalue", "value"] > 0  # of a table that names it

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import WHOLE
 from measures_cases import DRAWN, dense, inputs_of, own_labels
 from torch import nn
 
@@ -35,7 +36,7 @@ def given(network):
 
 def test_of_regression_all_rows_are_there_but_those_of_classes():
     network, inputs, targets = regression()
-    table = evaluate(network, (inputs, targets), loss="mse", **given(network))
+    table = evaluate(network, (inputs, targets), loss="mse", names=WHOLE, **given(network))
     missing = set(table.index[table["value"].isna()])
     assert missing == {*OF_CLASSES, *OF_THE_RUN}
     for name in OF_CLASSES:
@@ -134,10 +135,10 @@ def test_of_the_trainable_parameters_alone(frozen):
     network, start = dense((4, 8, 3)), dense((4, 8, 3), 5)
     inputs = inputs_of(network)
     data = (inputs, own_labels(network, inputs))
-    plain = evaluate(network, data, initial=start)
+    plain = evaluate(network, data, initial=start, names=WHOLE)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    table = evaluate(network, data, initial=start, trainable_only=True)["value"]
+    table = evaluate(network, data, initial=start, names=WHOLE, trainable_only=True)["value"]
     moved = [name for name, _ in network.named_parameters() if name not in frozen]
     weights, first = dict(network.named_parameters()), dict(start.named_parameters())
     assert table["parameters"] == sum(weights[name].numel() for name in moved)
@@ -205,7 +206,7 @@ def test_options_that_make_no_sense_are_refused(name):
 def test_whole_numbers_that_are_no_classes_have_no_rows_of_classes():
     network = dense((4, 8, 1))
     inputs = inputs_of(network)
-    table = evaluate(network, (inputs, torch.arange(40) % 7), loss=nn.PoissonNLLLoss())
+    table = evaluate(network, (inputs, torch.arange(40) % 7), loss=nn.PoissonNLLLoss(), names=WHOLE)
     rows = ["negative_entropy", "jacobian_norm", "cross_entropy", "flatness", "inverse_margin"]
     assert table.loc[rows, "reason"].str.startswith("labels has values other than 0 and 1").all()
     assert table.loc[["hessian_trace", "sam_sharpness", "input_gradient"], "value"].notna().all()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cases import WHOLE
 from measures_cases import dense, inputs_of, own_labels
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -76,7 +77,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_row_is_that_of_plain_inputs_and_labels(form, measured):
     network, initial, inputs, labels, expected = measured
-    table = evaluate(network, FORMS[form](inputs, labels), initial=initial, first_epoch=initial)
+    table = evaluate(network, FORMS[form](inputs, labels), initial=initial, first_epoch=initial, names=WHOLE)
     pd.testing.assert_frame_equal(table, expected)
 
 
@@ -104,7 +105,7 @@ ALONE = {
 @pytest.mark.parametrize("form", ALONE)
 def test_of_inputs_alone_only_what_needs_labels_is_missing(form, measured):
     network, initial, inputs, _, expected = measured
-    table = evaluate(network, ALONE[form](inputs), initial=initial, first_epoch=initial)
+    table = evaluate(network, ALONE[form](inputs), initial=initial, first_epoch=initial, names=WHOLE)
     kept = [name for name in CATALOGUE if name not in OF_LABELS]
     columns = ["value", "standard_error", "reason"]
     pd.testing.assert_frame_equal(table.loc[kept, columns], expected.loc[kept, columns])
@@ -114,7 +115,7 @@ def test_of_inputs_alone_only_what_needs_labels_is_missing(form, measured):
 
 def test_without_data_there_are_the_rows_of_the_weights(measured):
     network, initial, _, _, expected = measured
-    table = evaluate(network, initial=initial, first_epoch=initial, input_shape=(5,))
+    table = evaluate(network, initial=initial, first_epoch=initial, input_shape=(5,), names=WHOLE)
     lacking = [name for name, measure in CATALOGUE.items() if "data" in measure.needs]
     kept = [name for name in CATALOGUE if name not in lacking]
     pd.testing.assert_frame_equal(table.loc[kept], expected.loc[kept])
@@ -132,9 +133,9 @@ def test_a_stack_may_lack_labels_or_data(measured):
     stack, starts = Network.stack(networks), Network.stack([initial] * 2)
     inputs = inputs_of(networks[0])
     for data, shape in ((inputs, None), (None, (5,))):
-        table = evaluate(stack, data, initial=starts, input_shape=shape)
+        table = evaluate(stack, data, initial=starts, input_shape=shape, names=WHOLE)
         for i, network in enumerate(networks):
-            each = evaluate(network, data, initial=initial, input_shape=shape)
+            each = evaluate(network, data, initial=initial, input_shape=shape, names=WHOLE)
             pd.testing.assert_frame_equal(table.loc[i], each)
 
 
@@ -299,8 +300,8 @@ def test_all_rows_of_a_stream_are_those_of_its_samples(measured, monkeypatch):
     monkeypatch.setattr("genlib.measures.spool._IN_MEMORY", 50)
     network, initial, inputs, labels, _ = measured
     loader = DataLoader(TensorDataset(inputs.float(), labels), 7)  # floats are cast as they are written
-    table = evaluate(network, loader, initial=initial, first_epoch=initial)
-    exact = evaluate(network, (inputs.float().double(), labels), initial=initial, first_epoch=initial)
+    table = evaluate(network, loader, initial=initial, first_epoch=initial, names=WHOLE)
+    exact = evaluate(network, (inputs.float().double(), labels), initial=initial, first_epoch=initial, names=WHOLE)
     pd.testing.assert_frame_equal(table, exact)
 
 

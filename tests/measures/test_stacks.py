@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cases import WHOLE
 from measures_cases import dense, inputs_of, own_labels
 
 from genlib.data import Dataset
@@ -18,8 +19,8 @@ def test_a_stack_is_its_networks_one_by_one(measured):
     network, initial, inputs, labels, table = measured
     other, before = dense((5, 6, 4, 3), seed=3), dense((5, 6, 4, 3), seed=4)
     start = Network.stack([before, initial])
-    stack = evaluate(Network.stack([other, network]), (inputs, labels), initial=start, first_epoch=start)
-    alone = evaluate(other, (inputs, labels), initial=before, first_epoch=before)
+    stack = evaluate(Network.stack([other, network]), (inputs, labels), initial=start, first_epoch=start, names=WHOLE)
+    alone = evaluate(other, (inputs, labels), initial=before, first_epoch=before, names=WHOLE)
     columns = ["value", "standard_error"]
     np.testing.assert_allclose(stack.loc[1][columns], table[columns], rtol=1e-9)
     assert (stack.loc[1]["reason"] == table["reason"]).all() and (stack.loc[0]["reason"] == alone["reason"]).all()

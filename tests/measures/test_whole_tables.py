@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 import twins
+from cases import WHOLE
 from torch import nn
 
 from genlib import norms
@@ -83,7 +84,7 @@ def _drawn(build, shape):
 def test_every_row_that_applies_is_right(family):
     network, initial, x, y = _drawn(*FAMILIES[family])
     run = Run(network, initial, pd.DataFrame({"step": [3, 5], "loss": [0.1, 0.01]}), True, 7, 1.0)
-    table = evaluate(network, (x, y), initial=initial, first_epoch=initial, run=run)
+    table = evaluate(network, (x, y), initial=initial, first_epoch=initial, run=run, names=WHOLE)
     there = table[table["value"].notna()]
     drawn = [evaluate(network, (x, y), initial=initial, names=BY_CHANCE, seed=seed)["value"] for seed in range(SEEDS)]
     true = twins.of_weights(network, initial) | twins.of_outputs(network, x, y)

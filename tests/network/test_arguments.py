@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cases import WHOLE
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -60,7 +61,7 @@ def whole(image, words, mask):
 
 def table(kind, data, **options):
     network, start = (kind(seed).double().eval() for seed in (0, 1))
-    return evaluate(network, data, initial=start, first_epoch=start, **options)
+    return evaluate(network, data, initial=start, first_epoch=start, **{"names": WHOLE} | options)
 
 
 PATHS = ["path", "l1_path", "path_margin", "l1_path_margin", "neyshabur_l1_path", "neyshabur_l2_path"]

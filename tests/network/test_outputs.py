@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 import pytest
 import torch
+from cases import WHOLE
 from torch import Tensor, nn
 
 from genlib.measures import evaluate
@@ -52,7 +53,7 @@ def table(how, outputs=3, **options):
     hidden = torch.relu(network.first(inputs))
     labels = logits_of_classes(network.second(hidden)).argmax(1)
     start = Head(how, outputs, seed=1).double()
-    return evaluate(network, (inputs, labels), initial=start, first_epoch=start, **options)
+    return evaluate(network, (inputs, labels), initial=start, first_epoch=start, **{"names": WHOLE} | options)
 
 
 @pytest.fixture(scope="module")
