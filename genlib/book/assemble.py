@@ -11,6 +11,7 @@ In the folder of executed chapters this writes
 
 import base64
 import json
+import math
 import os
 import platform
 import re
@@ -133,7 +134,7 @@ def _speed_row(number: int, row: dict) -> dict[str, str]:
         "Against": row["baseline"],
         "Ratio of times": f"{_short(row['ratio'])}{error}",
         "Passes": _short(row["passes"]),
-        "Limit": _short(row["limit_passes"]),
+        "Limit": "" if row["limit_passes"] is None else _short(row["limit_passes"]),
         "Asked for": "<br>".join(_asked(row)) or "shown for comparison",
     }
 
@@ -159,7 +160,8 @@ def draw_speed(rows: list[dict], path: Path) -> None:
     plots.style()
     figure, ax = plt.subplots(figsize=(plots.WIDTH, 1.2 + 0.24 * len(rows)))
     places = range(1, len(rows) + 1)
-    limits, ours = ([row[key] for row in rows] for key in ("limit_passes", "passes"))
+    ours = [row["passes"] for row in rows]
+    limits = [row["limit_passes"] or math.nan for row in rows]
     usual = [row["passes"] * row["ratio"] for row in rows]
     ax.hlines(places, limits, usual, color=plots.GREY, alpha=0.4, linewidth=1)
     looks = {"the limit": (limits, "|", 2), "genlib": (ours, "o", 0), "the baseline": (usual, "x", 1)}

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -146,17 +145,18 @@ def _rows(shared: Shared, measures: list[Measure], ended: list[str]) -> pd.DataF
         found, reason, part = _measured(measure, shared, ended)
         rows.append((measure.name, shared.passes - before, reason, part))
         numbers.append(torch.stack([found.value.double(), found.standard_error.double()]))
-    table = pd.DataFrame(rows, columns=["measure", "passes", "reason", "part"]).set_index("measure")
     values = torch.stack(numbers).tolist() if numbers else []  # the one read of all values
-    table[["value", "standard_error"]] = np.array(values).reshape(-1, 2)
-    for name in table.index[~np.isfinite(table["value"]) & (table["reason"] == "")]:
-        value = table.loc[name, "value"]
-        silent = FloatingPointError(f"{name} is not a number")
-        table.loc[name, "reason"] = unexpected(silent) if math.isnan(value) else INFINITE[value]
-        table.loc[name, ["value", "standard_error"]] = math.nan
-    table.loc[np.isinf(table["standard_error"]), "reason"] = NO_SPREAD
-    table["reason"] = table["reason"].where(table["reason"] != "", table["part"])
-    return table[["value", "standard_error", "passes", "reason"]]
+    found = [_row(*number, *row) for number, row in zip(values, rows, strict=True)]
+    names = pd.Index([measure.name for measure in measures], name="measure")
+    return pd.DataFrame(found, names, ["value", "standard_error", "passes", "reason"])
+
+
+def _row(value: float, error: float, name: str, passes: float, reason: str, part: str) -> tuple:
+    """The row of a value that is one, or of why there is none."""
+    if reason or math.isfinite(value):
+        return value, error, passes, NO_SPREAD if math.isinf(error) else reason or part
+    silent = FloatingPointError(f"{name} is not a number")
+    return math.nan, math.nan, passes, unexpected(silent) if math.isnan(value) else INFINITE[value]
 
 
 def _measured(measure: Measure, shared: Shared, ended: list[str]) -> tuple[Estimate, str, str]:

@@ -81,7 +81,7 @@ class Room:
     @property
     def paths(self) -> float:
         """The points of the ellipses that are made together, with what is written of those that pass together."""
-        points = 256 * min(-(-self.samples // 64), max(1, self.chunk // 256))
+        points = 256 * min(-(-self.samples // 64), max(1, self.chunk // 256, min(8, 2**16 // max(1, self.row))))
         return 2 * points * self.row + min(points, 2 * 2048) * self.of_sample
 
     @property

@@ -268,7 +268,9 @@ class Quantities(LayerQuantities):
         """Changes of a linear piece along ellipses through three samples each."""
         count = -(-self.samples // _SAMPLES)
         chosen = torch.randint(self.samples, (3, count), generator=self._generator(), device=self._device)
-        inputs, at_once = self._varied, max(1, self.unlabelled.chunk_size // _POINTS)
+        inputs = self._varied
+        points = self._at_once.get("chunk_size", min(2048, 2**22 // inputs[0].numel()))
+        at_once = max(1, points // _POINTS)
         ellipses = (
             sensitivity.ellipse(*inputs[part.to(inputs.device)], points=_POINTS, dim=1)
             for part in chosen.split(at_once, 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 
 import curvature
+import earlier
 import measures
 import memory
 import norms
@@ -27,7 +28,18 @@ import training
 RECORD = Path(__file__).with_name("record.json")
 SUBJECTS = {
     module.__name__: module
-    for module in (training, optimizers, norms, sharpness, pac_bayes, curvature, sensitivity, measures, ranking)
+    for module in (
+        training,
+        optimizers,
+        norms,
+        sharpness,
+        pac_bayes,
+        curvature,
+        sensitivity,
+        measures,
+        ranking,
+        earlier,
+    )
 }
 
 

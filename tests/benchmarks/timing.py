@@ -24,7 +24,7 @@ class Row:
     ratio: float
     at_least: float | None
     passes: float
-    limit_passes: float
+    limit_passes: float | None
     error: float | None = None
     error_at_most: float | None = None
     passes_at_most: float | None = None
