@@ -8,7 +8,7 @@ from genlib.ranking.adjustments import Adjustment, adjusted, adjustment
 from genlib.ranking.correlations import Kendall, granulated_kendall, kendall, pooled_kendall
 from genlib.ranking.information import conditional_mutual_information
 from genlib.ranking.joint import pareto_fronts, together
-from genlib.ranking.learning_curves import exponents, fragility
+from genlib.ranking.learning_curves import exponents, fragility, is_logarithm
 from genlib.ranking.rankings import Ranking, pseudo_values
 from genlib.ranking.robustness import environments, resolvable_difference, sign_errors
 from genlib.ranking.selection import picked_among_best, regret
@@ -24,6 +24,7 @@ __all__ = [
     "exponents",
     "fragility",
     "granulated_kendall",
+    "is_logarithm",
     "kendall",
     "pareto_fronts",
     "picked_among_best",

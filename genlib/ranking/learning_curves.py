@@ -8,7 +8,7 @@ import pandas as pd
 from genlib.measures import CATALOGUE
 from genlib.ranking.pairs import cells, require_numbers
 
-__all__ = ["exponents", "fragility"]
+__all__ = ["exponents", "fragility", "is_logarithm"]
 
 _IN_OTHER_WORDS = ("spectral_start", "log_volume")  # logarithms whose formulas do not begin with one
 
@@ -20,7 +20,7 @@ def exponents(
 
     A cell holds the networks that agree in the columns `within`, such as width and learning rate; without them all
     networks are one. The slope is that of least squares over its networks, on the logarithm of the column `axis`. Rows
-    of the catalogue that are logarithms already (products of norms, path norms) are taken as they are. A bound √(μ/n)
+    of the catalogue that are logarithms already (`is_logarithm`) are taken as they are. A bound √(μ/n)
     goes with n^((b−1)/2): it falls where b < 1 alone. Zhang and Louis (2025) ask what else turns such slopes round, and
     `fragility` counts it. Give the measures raw, as `evaluate` returns them. Cost: one pass over the table.
     ValueError: unknown columns, NaN, no positive n, one n alone, a cell that lacks one, a measure without a logarithm.
@@ -34,12 +34,14 @@ def exponents(
         if lacking := [size for size in sizes if size not in held]:
             raise ValueError(f"within: the cell {cell} has no network of {axis} {lacking}; leave that cell out")
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = pd.DataFrame({name: _logarithm(name, table[name].astype(float)) for name in measures})
+        values = table[measures].astype(float)
+        logs = pd.DataFrame({name: values[name] if is_logarithm(name) else np.log(values[name]) for name in measures})
     if without := [name for name in measures if not np.isfinite(logs[name]).all()]:
         raise ValueError(f"measures: {', '.join(without)} is not positive and finite everywhere; leave it out")
     cell = groups.ngroup()
     x = np.log(table[axis].astype(float))
     x -= x.groupby(cell).transform("mean")
+    logs -= logs.groupby(cell).transform("first")  # what is constant has a slope of 0, without a sign from rounding
     slopes = logs.mul(x, axis=0).groupby(cell).sum().div((x**2).groupby(cell).sum(), axis=0)
     return slopes.set_axis(groups.size().index).rename_axis(columns="measure")
 
@@ -63,6 +65,6 @@ def fragility(exponents: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _logarithm(name: str, values: pd.Series) -> pd.Series:
-    is_one = name in CATALOGUE and (CATALOGUE[name].formula.startswith(r"\ln") or name in _IN_OTHER_WORDS)
-    return values if is_one else np.log(values)
+def is_logarithm(name: str) -> bool:
+    """Whether the row of this name is stored as the logarithm of its measure, as products of norms are."""
+    return name in CATALOGUE and (CATALOGUE[name].formula.startswith(r"\ln") or name in _IN_OTHER_WORDS)

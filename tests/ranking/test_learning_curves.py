@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genlib.measures import CATALOGUE
-from genlib.ranking import adjusted, exponents, fragility
+from genlib.ranking import adjusted, exponents, fragility, is_logarithm
 
 
 def curves(seeds=3, noise=0.0, sizes=(100, 200, 800), **slopes):
@@ -71,7 +71,14 @@ def test_which_rows_are_logarithms_stands_in_the_catalogue():
     heads = ("product_", "spectral_from_", "l1_path", "path", "neyshabur_")
     others = {"l1_max_margin", "l3_margin", "spectral_origin", "spectral_start", "spectral_complexity"}
     expected = {name for name in CATALOGUE if name.startswith(heads)} | others | {"frobenius_complexity", "log_volume"}
-    assert logarithms == expected
+    assert logarithms == expected == {name for name in CATALOGUE if is_logarithm(name)}
+    assert not is_logarithm("a column of one's own")
+
+
+def test_what_does_not_change_has_no_sign():
+    table = curves(seeds=7, sizes=(250, 500, 1000), l2=(0, 0)).assign(l2=0.1)
+    found = exponents(table, "l2", within="width")
+    assert (found["l2"] == 0).all() and fragility(found)["minority"].item() == 0
 
 
 def test_fragility_by_hand_and_of_planted_curves():
