@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from genlib.ranking.pairs import exceed, matched_pairs, require_numbers, sweep_of, tau
+from genlib.ranking.pairs import exceed, matched_pairs, require_ranks, sweep_of, tau
 from genlib.ranking.rankings import Ranking, ranking_of
 
 __all__ = ["Kendall", "granulated_kendall", "kendall", "pooled_kendall"]
@@ -35,7 +35,7 @@ def kendall(measure: ArrayLike, gap: ArrayLike) -> Kendall:
     if columns["measure"].shape != columns["gap"].shape or columns["gap"].ndim != 1:
         shapes = ", ".join(f"{name} {column.shape}" for name, column in columns.items())
         raise ValueError(f"the shapes are {shapes}; give one number each a network")
-    require_numbers(pd.DataFrame(columns), list(columns))
+    require_ranks(pd.DataFrame(columns), list(columns))
     tau_b = float(stats.kendalltau(*columns.values()).statistic)
     untied = math.prod(_untied(column) for column in columns.values())
     return Kendall(tau_b * math.sqrt(untied), tau_b)

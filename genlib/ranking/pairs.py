@@ -6,11 +6,24 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from pandas.api.typing import DataFrameGroupBy
 from scipy import stats
 
 from genlib.ranking import adjustments
 
-__all__ = ["JACKKNIFE", "Sweep", "exceed", "groups_of", "matched_pairs", "require_numbers", "sweep_of", "tau"]
+__all__ = [
+    "JACKKNIFE",
+    "Sweep",
+    "cells",
+    "exceed",
+    "groups_of",
+    "matched_pairs",
+    "require_finite",
+    "require_numbers",
+    "require_ranks",
+    "sweep_of",
+    "tau",
+]
 
 JACKKNIFE = "jackknife"
 _ROWS, _PAIRS = 256, 2**14  # networks, pairs that are compared at a time
@@ -57,10 +70,9 @@ def sweep_of(
         raise ValueError(
             f"bootstraps is {bootstraps!r}; it takes at least 2 draws, 0 for no intervals, or {JACKKNIFE!r}"
         )
-    require_numbers(table, list(dict.fromkeys([*measures, gap])))
+    require_ranks(table, list(dict.fromkeys([*measures, gap])))
     _require_whole(table, [*axes, *drawn])
-    if not np.isfinite(table[gap].to_numpy(float)).all():
-        raise ValueError(f"gap: {gap} holds infinite values; leave those networks out, and say how many")
+    require_finite(table, gap)
     if constant := [axis for axis in axes if table[axis].nunique() < 2]:
         raise ValueError(f"axes holds {', '.join(constant)}, of one value alone; leave out what does not vary")
 
@@ -76,14 +88,37 @@ def sweep_of(
     return Sweep(tuple(measures), ranks, table[gap].to_numpy(float), table[axes], codes, counts, unvaried, jackknife)
 
 
+def cells(
+    table: pd.DataFrame, measures: str | Sequence[str], others: list[str], within: str | Sequence[str]
+) -> tuple[list[str], DataFrameGroupBy]:
+    """The names of the measures, and the networks that agree in the columns `within`; `others` must be columns too."""
+    measures, within = ([names] if isinstance(names, str) else list(names) for names in (measures, within))
+    if unknown := [name for name in [*measures, *others, *within] if name not in table.columns]:
+        raise ValueError(f"table has no column {', '.join(map(repr, unknown))}; it has {', '.join(map(str, table))}")
+    if not measures:
+        raise ValueError("measures is empty; name at least one column")
+    if missing := [name for name in within if table[name].isna().any()]:
+        raise ValueError(f"within holds {', '.join(missing)} with NaN; networks are compared that agree in it")
+    return measures, table.groupby(within or np.zeros(len(table), int))
+
+
+def require_ranks(table: pd.DataFrame, names: list[str]) -> None:
+    if len(table) < 2:
+        raise ValueError(f"{', '.join(names)}: {len(table)} network; a ranking takes at least two")
+    require_numbers(table, names)
+    if tied := [name for name in names if table[name].nunique() < 2]:
+        raise ValueError(f"{', '.join(tied)}: the same value for all networks, which ranks nothing; leave it out")
+
+
 def require_numbers(table: pd.DataFrame, names: list[str]) -> None:
     if wordy := [name for name in names if not pd.api.types.is_numeric_dtype(table[name])]:
         raise ValueError(f"{', '.join(wordy)}: no column of numbers; a measure and the gap are numbers")
-    if len(table) < 2:
-        raise ValueError(f"{', '.join(names)}: {len(table)} network; a ranking takes at least two")
     _require_whole(table, names)
-    if tied := [name for name in names if table[name].nunique() < 2]:
-        raise ValueError(f"{', '.join(tied)}: the same value for all networks, which ranks nothing; leave it out")
+
+
+def require_finite(table: pd.DataFrame, gap: str) -> None:
+    if not np.isfinite(table[gap].to_numpy(float)).all():
+        raise ValueError(f"gap: {gap} holds infinite values; leave those networks out, and say how many")
 
 
 def _require_whole(table: pd.DataFrame, names: list[str]) -> None:
