@@ -134,6 +134,12 @@ PARTS = {
         lambda size: -(-size.samples // 64) * 256 / size.samples * (size.varied and size.piecewise),
         lambda room: times(2, 1)(room) + room.paths,
     ),
+    **dict.fromkeys(("initial_logits", "last_features"), Part(lambda size: 1, times(3, 1))),
+    "mixup": Part(lambda size: size.varied, lambda room: times(2, 1)(room) + 4 * room.samples * room.row),
+    "local_complexity": Part(
+        lambda size: 50 * min(64, size.samples) / size.samples * (size.varied and size.piecewise),
+        lambda room: times(2, 1)(room) + 64 * 4 * 50 * room.row + 2048 * room.of_sample,
+    ),
     "trace": Part(lambda size: size.products(30) if size.exact_trace is None else size.exact_trace, times(24, 4)),
     "eigenpairs": Part(
         lambda size: size.products(size.eigenpairs),
