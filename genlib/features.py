@@ -25,11 +25,11 @@ def last_features(
     """What goes into the dense or convolution layer that gives the outputs, flat, of each sample.
 
     Cost: one forward pass; a stack takes its networks one by one. ValueError: BatchNorm or dropout in training mode, no
-    data, outputs that aren't those of the last such layer that runs, features that aren't finite.
+    data, outputs that aren't those of the last such layer that runs, or aren't finite.
     """
     network, inputs = measurable(network, inputs, stand_ins(inputs), chunk_size)
     found = [_of_one(one, inputs, chunk_size) for one in network.each]
-    return require_finite(found[0] if network.size is None else torch.stack(found), "feature")
+    return found[0] if network.size is None else torch.stack(found)
 
 
 def _of_one(network: Network, inputs: Tensor, chunk_size: int) -> Float[Tensor, "samples features"]:
@@ -42,7 +42,7 @@ def _of_one(network: Network, inputs: Tensor, chunk_size: int) -> Float[Tensor, 
             )
     device = next(iter((network.params | network.buffers).values())).device
     for x, _ in batches(inputs, stand_ins(inputs), chunk_size):
-        logits = logits_of(module(x.to(device).clone()), len(x))
+        logits = require_finite(logits_of(module(x.to(device).clone()), len(x)), "output")
         features, output = met[-1] if met else (x, x)
         if not met or output.numel() != logits.numel() or not torch.equal(output.reshape(logits.shape), logits):
             raise ValueError(

@@ -16,6 +16,7 @@ __all__ = [
     "gradient",
     "gradient_variance",
     "moved",
+    "of_functions",
     "of_layers",
     "of_outputs",
     "of_paths",
@@ -120,6 +121,7 @@ def of_outputs(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float | st
     found = {"cross_entropy": loss(network, x, y).item()}
     log_p = (logits if logits.shape[1] > 1 else F.pad(logits, (1, 0))).log_softmax(1)
     found["negative_entropy"] = (log_p.exp() * log_p).sum(1).mean().item()
+    found["confidence"] = 1 - log_p.exp().amax(1).mean().item()
     for percent in (10, 5):
         if (margin := _percentile(_margins(logits, y), percent)) > 0:
             found[f"log_margin{percent}"] = math.log(margin)
@@ -140,6 +142,38 @@ def of_outputs(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float | st
     found["input_gradient"] = torch.stack(of_logits).square().mean().item()
     margin = _percentile(torch.stack(distances), 10)
     return found | {"input_margin": margin**-2 if margin > 0 else REFUSED}
+
+
+def of_functions(network: nn.Module, initial: nn.Module, x: Tensor, y: Tensor) -> dict:
+    """What training has made of the outputs, the features before the last layer, and the error on mixtures."""
+    with torch.no_grad():
+        p, q = (one(x.clone()).softmax(1) for one in (network, initial))
+    met = []
+    dense = [part for part in network.modules() if isinstance(part, nn.Linear)]
+    hooks = [part.register_forward_pre_hook(lambda _, args: met.append(args[0])) for part in dense]
+    network(x.clone())
+    for hook in hooks:
+        hook.remove()
+    features = met[-1].detach()
+    variances = torch.linalg.eigvalsh(torch.cov(features.T)).clamp(min=1e-300)
+    shares = variances / variances.sum()
+    centres = {k: features[y == k].mean(0) for k in y.unique().tolist()}
+    spread = {k: (features[y == k] - centre).norm(dim=1).mean() for k, centre in centres.items()}
+    worst = [
+        max((spread[k] + spread[j]) / (centres[k] - centres[j]).norm() for j in centres if j != k) for k in centres
+    ]
+    pairs = [(i, j) for i in range(len(y)) for j in range(len(y)) if i != j and y[i] == y[j]]
+    mixed = torch.stack([(x[i] + x[j]) / 2 for i, j in pairs])
+    labels = torch.tensor([y[i] for i, _ in pairs])
+    with torch.no_grad():
+        wrong = (network(mixed).argmax(1) != labels).double()
+    error = (wrong / torch.bincount(labels)[labels] * torch.bincount(y)[labels]).sum().item() / len(y)
+    return {
+        "function_distance": (p * (p / q).log()).sum(1).mean().item(),
+        "feature_rank": -(-(shares * shares.log()).sum()).exp().item(),
+        "class_separation": (sum(worst) / len(worst)).item(),
+        "mixup_response": (error, 5 * (max(error, 1 / len(y)) / len(y)) ** 0.5),
+    }
 
 
 def _margins(logits: Tensor, y: Tensor) -> Tensor:

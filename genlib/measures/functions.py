@@ -39,8 +39,9 @@ class FunctionQuantities:
 
     @quantity
     def last_features(self) -> Float[Tensor, "samples features"]:
+        inputs = self.unlabelled.inputs
         self.passes += 1  # before it is refused, too
-        return features.last_features(self.network, self.unlabelled.inputs, **self._at_once)
+        return features.last_features(self.network, inputs, **self._at_once)
 
     @property
     def feature_rank(self) -> Float[Tensor, ""]:

@@ -26,7 +26,7 @@ def function_distance(
 
 
 def kl_of_logits(
-    logits: Float[Tensor, "*models samples outputs"], others: Float[Tensor, "*models samples outputs"]
+    logits: Float[Tensor, "*models samples outputs"], others: Float[Tensor, "*models samples others"]
 ) -> Float[Tensor, "*models"]:
     """The same where both logits are at hand already."""
     if logits.shape != others.shape:

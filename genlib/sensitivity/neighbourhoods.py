@@ -49,7 +49,8 @@ def local_complexity(
     directions = min(directions, sample)
     modules, counts = [(one, one.shared_copy()) for one in network.each], []
     for x in inputs.split(max(1, (chunk_size or at_once(network, inputs)) // (2 * directions))):
-        drawn = torch.randn(len(x), sample, directions, generator=generator, dtype=x.dtype, device=x.device)
+        shape = {"size": (sample, directions), "dtype": x.dtype, "device": x.device}
+        drawn = torch.stack([torch.randn(**shape, generator=generator) for _ in x])  # whatever the chunks
         steps = radius * torch.linalg.qr(drawn).Q.mT.unflatten(-1, x.shape[1:])
         points = x.unsqueeze(1) + torch.cat([steps, -steps], 1)
         counts.append(torch.stack([changing_units(one, module, points) for one, module in modules]))
