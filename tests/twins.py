@@ -145,35 +145,66 @@ def of_outputs(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float | st
 
 
 def of_functions(network: nn.Module, initial: nn.Module, x: Tensor, y: Tensor) -> dict:
-    """What training has made of the outputs, the features before the last layer, and the error on mixtures."""
+    """What training has made of the outputs, the features before the last layer, and the error on mixtures.
+
+    That error is between the least and the most that partners of each sample's class can give.
+    """
     with torch.no_grad():
-        p, q = (one(x.clone()).softmax(1) for one in (network, initial))
+        logits = network(x.clone())
+        log_p, log_q = (_of_classes(z).log_softmax(1) for z in (logits, initial(x.clone())))
+    found = {"function_distance": (log_p.exp() * (log_p - log_q)).sum(1).mean().item()}
+    features = _last_features(network, x, logits)
+    found |= dict.fromkeys(("feature_rank", "class_separation", "mixup_response"), REFUSED)
+    if features is not None:
+        variances = torch.linalg.svdvals(features - features.mean(0)).square()
+        shares = variances[variances > 0] / variances.sum()
+        found["feature_rank"] = -(-(shares * shares.log()).sum()).exp().item() if len(shares) else REFUSED
+        if len(y.unique()) > 1:
+            found["class_separation"] = _davies_bouldin(features, y)
+    partners = [[j for j in range(len(y)) if i != j and y[i] == y[j]] for i in range(len(y))]
+    if x.is_floating_point() and any(partners):
+        wrong = [[_errs(network, (x[i] + x[j]) / 2, y[i]) for j in js or [i]] for i, js in enumerate(partners)]
+        least, most = (sum(map(end, wrong)) / len(y) for end in (min, max))
+        found["mixup_response"] = ((most + least) / 2, (most - least) / 2)
+    return found
+
+
+def _of_classes(logits: Tensor) -> Tensor:
+    return logits if logits.shape[1] > 1 else F.pad(logits, (1, 0))
+
+
+def _last_features(network: nn.Module, x: Tensor, logits: Tensor) -> Tensor | None:
+    """What goes into the dense layer or convolution that runs last, if it gives the logits."""
     met = []
-    dense = [part for part in network.modules() if isinstance(part, nn.Linear)]
-    hooks = [part.register_forward_pre_hook(lambda _, args: met.append(args[0])) for part in dense]
-    network(x.clone())
+    layers = [part for part in network.modules() if isinstance(part, nn.Linear | _CONVOLUTIONS)]
+    hooks = [
+        part.register_forward_hook(lambda _, a, k, out: met.append(([*a, *k.values()][0], out)), with_kwargs=True)
+        for part in layers
+    ]
+    with torch.no_grad():
+        network(x.clone())
     for hook in hooks:
         hook.remove()
-    features = met[-1].detach()
-    variances = torch.linalg.eigvalsh(torch.cov(features.T)).clamp(min=1e-300)
-    shares = variances / variances.sum()
+    given, output = met[-1] if met else (x, x)
+    same = bool(met) and output.numel() == logits.numel() and torch.equal(output.reshape(logits.shape), logits)
+    return given.flatten(1) if same else None
+
+
+def _davies_bouldin(features: Tensor, y: Tensor) -> float | str:
     centres = {k: features[y == k].mean(0) for k in y.unique().tolist()}
-    spread = {k: (features[y == k] - centre).norm(dim=1).mean() for k, centre in centres.items()}
-    worst = [
-        max((spread[k] + spread[j]) / (centres[k] - centres[j]).norm() for j in centres if j != k) for k in centres
-    ]
-    pairs = [(i, j) for i in range(len(y)) for j in range(len(y)) if i != j and y[i] == y[j]]
-    mixed = torch.stack([(x[i] + x[j]) / 2 for i, j in pairs])
-    labels = torch.tensor([y[i] for i, _ in pairs])
+    spread = {k: (features[y == k] - centre).norm(dim=1).mean().item() for k, centre in centres.items()}
+    apart = {(k, j): (centres[k] - centres[j]).norm().item() for k in centres for j in centres if j != k}
+    if not all(apart.values()):
+        return REFUSED
+    worst = [max((spread[k] + spread[j]) / apart[k, j] for j in centres if j != k) for k in centres]
+    return sum(worst) / len(worst)
+
+
+def _errs(network: nn.Module, one: Tensor, label: Tensor) -> bool:
     with torch.no_grad():
-        wrong = (network(mixed).argmax(1) != labels).double()
-    error = (wrong / torch.bincount(labels)[labels] * torch.bincount(y)[labels]).sum().item() / len(y)
-    return {
-        "function_distance": (p * (p / q).log()).sum(1).mean().item(),
-        "feature_rank": -(-(shares * shares.log()).sum()).exp().item(),
-        "class_separation": (sum(worst) / len(worst)).item(),
-        "mixup_response": (error, 5 * (max(error, 1 / len(y)) / len(y)) ** 0.5),
-    }
+        logits = network(one[None].clone())[0]
+    right = logits.argmax() == label if len(logits) > 1 else ((logits[0] > 0) == (label == 1)) & (logits[0] != 0)
+    return not right.item()
 
 
 def _margins(logits: Tensor, y: Tensor) -> Tensor:
