@@ -66,7 +66,7 @@ ROWS = (
         "neyshabur2015", _WEIGHTS, 0, _FUNCTION, lambda s: s.log_path(2)),
     ("l1_path", r"\big(\sum_p\prod|w|\big)^2", r"\ln\big(\sum_p\prod_{i\in p}|w_i|\big)^2",
         "neyshabur2015", _WEIGHTS, 0, _FUNCTION, lambda s: 2 * s.log_path(1)),
-    ("spectral_alpha", r"\alpha",
+    ("spectral_alpha", r"\bar\alpha",
         r"\text{the mean of }\alpha_i,\ p(\sigma^2)\propto\sigma^{-2\alpha_i}\text{ for the largest singular values "
         r"of }A_i,\text{ over layers with 50 or more}",
         "martin2021", _WEIGHTS, 0, _RATIO, lambda s: s.spectral_alpha),
@@ -113,7 +113,8 @@ ROWS = (
     ("neyshabur_l2_path", r"\mathcal C_{\ell_2\text{-path}}", r"\ln\gamma^{-2}\sum_p\prod_{i\in p}4h_iw_i^2",
         "neyshabur2017", _BOTH, _PASS, INVARIANCES,
         lambda s: divided(s.log_path(2) + s.depth * math.log(4) + s.log_outputs, s, 5)),
-    ("lipschitz_bound", r"L^2/\gamma^2", r"\ln\gamma^{-2}L^2,\ \|f(x)-f(x')\|_2\le L\|x-x'\|_2\text{ by ECLipsE-Fast}",
+    ("lipschitz_bound", r"\Lambda^2/\gamma^2",
+        r"\ln\gamma^{-2}\Lambda^2,\ \|f(x)-f(x')\|_2\le\Lambda\|x-x'\|_2\text{ by ECLipsE-Fast}",
         "xu2024", _BOTH, _PASS, _RATIO, lambda s: divided(2 * s.log_lipschitz, s)),
     ("neyshabur_spectral", r"\mathcal C_{\text{spectral}}", r"\ln\gamma^{-2}\prod_i h_i\|W_i\|_2^2",
         "neyshabur2017", _BOTH, _PASS, _RATIO, lambda s: divided(2 * s.log_spectral + s.log_outputs, s, 5)),
