@@ -70,6 +70,8 @@ def truths(number):
     if "norms" not in one.without and "paths" not in one.without:
         known |= twins.of_paths(plain.network, x, outputs)
     known |= dict.fromkeys(DRAWN, None if outputs else twins.REFUSED)
+    if "norms" not in one.without:
+        known["spectral_alpha"] = None  # of layers that are large enough
     return {name: known.get(name, twins.REFUSED) for name in NAMES}
 
 
