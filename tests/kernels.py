@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from genlib import curvature, landscape, margins, norms, optimizers, pac_bayes, sensitivity, sharpness
+from genlib import curvature, features, landscape, margins, norms, optimizers, pac_bayes, sensitivity, sharpness
 from genlib.measures import CATALOGUE, evaluate
 from genlib.network import Network
 
@@ -77,6 +77,10 @@ def kernels(draws=8, steps=3):
         "jacobian_norms": lambda n, s, x, y: sensitivity.jacobian_norms(n, x, of=("logits", "probabilities")),
         "jacobian_norms, spectral": lambda n, s, x, y: sensitivity.jacobian_norms(n, x, norm="spectral"),
         "mean_squared_jacobian_norm": lambda n, s, x, y: sensitivity.mean_squared_jacobian_norm(n, x),
+        "local_complexity": lambda n, s, x, y: sensitivity.local_complexity(n, x, directions=draws),
+        "mixup_error": lambda n, s, x, y: sensitivity.mixup_error(n, x, y),
+        "last_features": lambda n, s, x, y: features.last_features(n, x),
+        "function_distance": lambda n, s, x, y: pac_bayes.function_distance(n, s, x),
         "transitions": lambda n, s, x, y: sensitivity.transitions(n, x),
         "expected_sharpness": lambda n, s, x, y: sharpness.expected_sharpness(n, x, y, **drawn),
         "expected_sharpness by weights": lambda n, s, x, y: sharpness.expected_sharpness(

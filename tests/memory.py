@@ -24,7 +24,9 @@ BOUNDS = {
         "distances": (4, 0),
     },
     "outputs": {
-        **dict.fromkeys(("output_margins", "transitions"), (2, 1)),
+        **dict.fromkeys(("output_margins", "transitions", "last_features"), (2, 1)),
+        **dict.fromkeys(("mixup_error", "function_distance"), (2, 1)),
+        "local_complexity": (2, 2),
         **dict.fromkeys(("layer_margins", "input_margins"), (3, 1)),
         "normalized_margins": (3, 1),
         **dict.fromkeys(("jacobian_norms", "jacobian_norms, spectral", "mean_squared_jacobian_norm"), (3, 3)),

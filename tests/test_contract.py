@@ -9,7 +9,7 @@ from cases import HostReads
 from kernels import NETWORKS, case, data, kernels
 from torch import nn
 
-from genlib import curvature, landscape, margins, norms, optimizers, pac_bayes, sensitivity, sharpness
+from genlib import curvature, features, landscape, margins, norms, optimizers, pac_bayes, sensitivity, sharpness
 from genlib.network import Network
 from genlib.sharpness import Objective
 
@@ -36,7 +36,7 @@ def same(a, b):
 
 
 def test_every_public_kernel_is_tried():
-    rooms = (norms, margins, landscape, sensitivity, curvature, sharpness, pac_bayes, optimizers)
+    rooms = (norms, margins, features, landscape, sensitivity, curvature, sharpness, pac_bayes, optimizers)
     public = {name: getattr(room, name) for room in rooms for name in room.__all__}
     first = {
         name: next(iter(inspect.signature(function).parameters))
@@ -45,8 +45,8 @@ def test_every_public_kernel_is_tried():
     }
     taken = {name for name, argument in first.items() if argument in ("network", "start", "origin")}
     no_measures = {"layer_names", "layer_shapes", "unknown_parts", "filter_normalized_directions"}
-    of_dense_layers_alone = {"breakpoints"}
-    assert taken - set(kernels()) == no_measures | of_dense_layers_alone
+    of_dense_layers_alone, of_wide_layers = {"breakpoints", "log_lipschitz_bound"}, {"tail_exponents"}
+    assert taken - set(kernels()) == no_measures | of_dense_layers_alone | of_wide_layers
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -16,7 +16,13 @@ from genlib.measures import CATALOGUE, evaluate
 EVERY = os.environ.get("GENLIB_ALL") == "1"
 NUMBERS = range(300 if EVERY else 20)
 ARGUMENT = re.compile(r"(network|data|inputs|labels|initial|first_epoch)\b")
-DRAWN = ["transitions", *(n for n in CATALOGUE if n.startswith(("flatness", "pac_bayes", "sharpness_")))]
+DRAWN = [
+    "transitions",
+    "local_complexity",
+    "rescaled_kl",
+    "lipschitz_bound",
+    *(n for n in CATALOGUE if n.startswith(("flatness", "pac_bayes", "sharpness_"))),
+]
 NAMES = [name for name, measure in CATALOGUE.items() if "run" not in measure.needs]
 
 
@@ -57,12 +63,15 @@ def truths(number):
     if "data" not in one.without:
         outputs = twins.of_outputs(one.network, x, y)
         known |= outputs | twins.of_the_loss(one.network, plain.network, x, y)
+        known |= twins.of_functions(one.network, one.initial, x, y)
         known["first_gradient_variance"] = twins.gradient_variance(one.initial, x, y)
     if "norms" not in one.without:
         known |= twins.of_layers(plain.network, plain.initial, x, y, outputs, left_out(number))
     if "norms" not in one.without and "paths" not in one.without:
         known |= twins.of_paths(plain.network, x, outputs)
     known |= dict.fromkeys(DRAWN, None if outputs else twins.REFUSED)
+    if "norms" not in one.without:
+        known["spectral_alpha"] = None  # of layers that are large enough
     return {name: known.get(name, twins.REFUSED) for name in NAMES}
 
 
@@ -75,6 +84,7 @@ def test_each_row_is_right_or_refused(number):
     true = truths(number)
     wrong = [twins.wrong(name, table.loc[name], true[name]) for name in NAMES]
     assert not any(wrong), f"{', '.join(one.idioms)}:\n" + "\n".join(filter(None, wrong))
+    assert not table.loc["lipschitz_bound", "value"] > table.loc["product_spectral_margin", "value"] + 1e-9
     layered = table.loc[[name for name in NAMES if "layers" in CATALOGUE[name].needs]].dropna(subset="value")
     assert (layered["reason"].str.startswith("over part of the network") == bool(left_out(number))).all()
 

@@ -16,6 +16,7 @@ __all__ = [
     "gradient",
     "gradient_variance",
     "moved",
+    "of_functions",
     "of_layers",
     "of_outputs",
     "of_paths",
@@ -120,6 +121,7 @@ def of_outputs(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float | st
     found = {"cross_entropy": loss(network, x, y).item()}
     log_p = (logits if logits.shape[1] > 1 else F.pad(logits, (1, 0))).log_softmax(1)
     found["negative_entropy"] = (log_p.exp() * log_p).sum(1).mean().item()
+    found["confidence"] = 1 - log_p.exp().amax(1).mean().item()
     for percent in (10, 5):
         if (margin := _percentile(_margins(logits, y), percent)) > 0:
             found[f"log_margin{percent}"] = math.log(margin)
@@ -140,6 +142,69 @@ def of_outputs(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float | st
     found["input_gradient"] = torch.stack(of_logits).square().mean().item()
     margin = _percentile(torch.stack(distances), 10)
     return found | {"input_margin": margin**-2 if margin > 0 else REFUSED}
+
+
+def of_functions(network: nn.Module, initial: nn.Module, x: Tensor, y: Tensor) -> dict:
+    """What training has made of the outputs, the features before the last layer, and the error on mixtures.
+
+    That error is between the least and the most that partners of each sample's class can give.
+    """
+    with torch.no_grad():
+        logits = network(x.clone())
+        log_p, log_q = (_of_classes(z).log_softmax(1) for z in (logits, initial(x.clone())))
+    found = {"function_distance": (log_p.exp() * (log_p - log_q)).sum(1).mean().item()}
+    features = _last_features(network, x, logits)
+    found |= dict.fromkeys(("feature_rank", "class_separation", "mixup_response"), REFUSED)
+    if features is not None:
+        variances = torch.linalg.svdvals(features - features.mean(0)).square()
+        shares = variances[variances > 0] / variances.sum()
+        found["feature_rank"] = -(-(shares * shares.log()).sum()).exp().item() if len(shares) else REFUSED
+        if len(y.unique()) > 1:
+            found["class_separation"] = _davies_bouldin(features, y)
+    partners = [[j for j in range(len(y)) if i != j and y[i] == y[j]] for i in range(len(y))]
+    if x.is_floating_point() and any(partners):
+        wrong = [[_errs(network, (x[i] + x[j]) / 2, y[i]) for j in js or [i]] for i, js in enumerate(partners)]
+        least, most = (sum(map(end, wrong)) / len(y) for end in (min, max))
+        found["mixup_response"] = ((most + least) / 2, (most - least) / 2)
+    return found
+
+
+def _of_classes(logits: Tensor) -> Tensor:
+    return logits if logits.shape[1] > 1 else F.pad(logits, (1, 0))
+
+
+def _last_features(network: nn.Module, x: Tensor, logits: Tensor) -> Tensor | None:
+    """What goes into the dense layer or convolution that runs last, if it gives the logits."""
+    met = []
+    layers = [part for part in network.modules() if isinstance(part, nn.Linear | _CONVOLUTIONS)]
+    hooks = [
+        part.register_forward_hook(lambda _, a, k, out: met.append(([*a, *k.values()][0], out)), with_kwargs=True)
+        for part in layers
+    ]
+    with torch.no_grad():
+        network(x.clone())
+    for hook in hooks:
+        hook.remove()
+    given, output = met[-1] if met else (x, x)
+    same = bool(met) and output.numel() == logits.numel() and torch.equal(output.reshape(logits.shape), logits)
+    return given.flatten(1) if same else None
+
+
+def _davies_bouldin(features: Tensor, y: Tensor) -> float | str:
+    centres = {k: features[y == k].mean(0) for k in y.unique().tolist()}
+    spread = {k: (features[y == k] - centre).norm(dim=1).mean().item() for k, centre in centres.items()}
+    apart = {(k, j): (centres[k] - centres[j]).norm().item() for k in centres for j in centres if j != k}
+    if not all(apart.values()):
+        return REFUSED
+    worst = [max((spread[k] + spread[j]) / apart[k, j] for j in centres if j != k) for k in centres]
+    return sum(worst) / len(worst)
+
+
+def _errs(network: nn.Module, one: Tensor, label: Tensor) -> bool:
+    with torch.no_grad():
+        logits = network(one[None].clone())[0]
+    right = logits.argmax() == label if len(logits) > 1 else ((logits[0] > 0) == (label == 1)) & (logits[0] != 0)
+    return not right.item()
 
 
 def _margins(logits: Tensor, y: Tensor) -> Tensor:

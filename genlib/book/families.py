@@ -48,6 +48,23 @@ REASONS = {
         "The inputs are tokens, or several tensors: they have no norm, and can't be moved a little",
         "Measure from the embedded tokens on, or take a row that needs no inputs' norm.",
     ),
+    "no Sequential of dense layers|between its layers": (
+        "The network is no chain of dense layers whose units can be rescaled, or whose slopes are known",
+        "Take `pac_bayes_origin` or `product_spectral_margin`, which take others.",
+    ),
+    "singular values of a layer are": (
+        "No layer has the fifty singular values that the tail of a spectrum needs",
+        "Measure a wider network.",
+    ),
+    "too large for its whole spectrum": (
+        "The map of a convolution is too large for all of its singular values",
+        "Leave it out: `norms.tail_exponents(network, input_shape=…, exclude=…)`.",
+    ),
+    "labels are all the same": ("All samples are of one class", "Measure samples of two classes at least."),
+    "outputs aren't those of the dense": (
+        "The outputs are not those of the layer that runs last",
+        "Give what enters your last layer to `features.effective_rank` and `features.class_separation`.",
+    ),
 }
 MARKS = {"applies": "●", "part": "◐", "refused": "○"}
 SAID = {"applies": "whole network", "part": "part of it", "refused": "refused"}

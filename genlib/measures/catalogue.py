@@ -66,6 +66,10 @@ ROWS = (
         "neyshabur2015", _WEIGHTS, 0, _FUNCTION, lambda s: s.log_path(2)),
     ("l1_path", r"\big(\sum_p\prod|w|\big)^2", r"\ln\big(\sum_p\prod_{i\in p}|w_i|\big)^2",
         "neyshabur2015", _WEIGHTS, 0, _FUNCTION, lambda s: 2 * s.log_path(1)),
+    ("spectral_alpha", r"\bar\alpha",
+        r"\text{the mean of }\alpha_i,\ p(\sigma^2)\propto\sigma^{-2\alpha_i}\text{ for the largest singular values "
+        r"of }A_i,\text{ over layers with 50 or more}",
+        "martin2021", _WEIGHTS, 0, _RATIO, lambda s: s.spectral_alpha),
 
     # The same against the margin
     ("inverse_margin", r"1/\gamma^2", r"1/\gamma^2,\ \gamma\text{ the 10th percentile of the margins}",
@@ -109,6 +113,9 @@ ROWS = (
     ("neyshabur_l2_path", r"\mathcal C_{\ell_2\text{-path}}", r"\ln\gamma^{-2}\sum_p\prod_{i\in p}4h_iw_i^2",
         "neyshabur2017", _BOTH, _PASS, INVARIANCES,
         lambda s: divided(s.log_path(2) + s.depth * math.log(4) + s.log_outputs, s, 5)),
+    ("lipschitz_bound", r"\Lambda^2/\gamma^2",
+        r"\ln\gamma^{-2}\Lambda^2,\ \|f(x)-f(x')\|_2\le\Lambda\|x-x'\|_2\text{ by ECLipsE-Fast}",
+        "xu2024", _BOTH, _PASS, _RATIO, lambda s: divided(2 * s.log_lipschitz, s)),
     ("neyshabur_spectral", r"\mathcal C_{\text{spectral}}", r"\ln\gamma^{-2}\prod_i h_i\|W_i\|_2^2",
         "neyshabur2017", _BOTH, _PASS, _RATIO, lambda s: divided(2 * s.log_spectral + s.log_outputs, s, 5)),
     ("spectral_complexity", r"R_W\|X\|_F/m\gamma",
@@ -127,7 +134,21 @@ ROWS = (
         "jiang2020", _ERROR, _PASS, _FUNCTION, lambda s: s.cross_entropy),
     ("negative_entropy", r"-H(p)", r"\tfrac1m\sum_j\sum_k p(k|x_j)\ln p(k|x_j)",
         "jiang2020", (*_INPUTS, "classes"), _PASS, _FUNCTION, lambda s: s.negative_entropy),
-
+    ("confidence", r"1-\bar p", r"\tfrac1m\sum_j1-\max_kp(k|x_j),\text{ the calibration error where all are right}",
+        "nakai2026", (*_INPUTS, "classes"), _PASS, _FUNCTION, lambda s: s.confidence),
+    ("function_distance", r"\mathrm{KL}(p\|p^0)",
+        r"\tfrac1m\sum_j\mathrm{KL}\big(p_w(\cdot|x_j)\,\|\,p_{w^0}(\cdot|x_j)\big)", "cheng2026",
+        (*_INPUTS, "classes", "initial"), Passes("logits", "initial_logits"), _FUNCTION, lambda s: s.function_distance),
+    ("feature_rank", r"-\operatorname{rank}\Phi",
+        r"-e^{-\sum_ip_i\ln p_i},\ p_i=\sigma_i^2/\textstyle\sum\sigma^2\text{ of what goes into the last layer, "
+        r"about its mean}",
+        "garrido2023", _INPUTS, Passes("last_features"), _RATIO, lambda s: -s.feature_rank),
+    ("class_separation", r"\mathrm{DB}",
+        r"\tfrac1C\sum_k\max_{l\ne k}\frac{s_k+s_l}{\|c_k-c_l\|_2},\ c_k\text{ the mean of class }k\text{ before the "
+        r"last layer, }s_k\text{ the mean distance from it}",
+        "natekar2020", _ERROR, Passes("last_features"), _RATIO, lambda s: s.class_separation),
+    ("mixup_response", r"\hat R_{\mathrm{mix}}", r"\text{the error on }(x+x')/2,\ x\text{ and }x'\text{ of one class}",
+        "natekar2020", _ERROR, Passes("mixup"), INVARIANCES, lambda s: s.mixup),
     ("input_margin", r"1/\gamma_x^2", r"1/\gamma_x^2,\ \gamma_x\text{ the 10th percentile of }"
         r"(f_y-f_k)/\|\nabla_x(f_y-f_k)\|_2,\ k\ne y\text{ the largest}",
         "elsayed2018", (*_DATA, "margin"), Passes("input_margins"), INVARIANCES,
@@ -142,6 +163,10 @@ ROWS = (
         lambda s: s.jacobian_norms["logits"].double().square().mean()),
     ("transitions", r"t", r"\text{changes of a linear piece along an ellipse through three samples, on average}",
         "novak2018", _INPUTS, Passes("transitions"), INVARIANCES, lambda s: s.transitions),
+    ("local_complexity", r"\mathrm{LC}",
+        r"\text{units that change piece among }x\pm rv_i,\ i\le25,\ v_i\text{ orthonormal, }r\text{ .05 of the median "
+        r"distance of samples}",
+        "humayun2024", _INPUTS, Passes("local_complexity"), INVARIANCES, lambda s: s.local_complexity),
 
     # How the loss rises when the weights move
     ("hessian_trace", r"\operatorname{tr}H", r"\operatorname{tr}\nabla_w^2\hat L",
@@ -176,6 +201,9 @@ ROWS = (
     ("pac_bayes_start", r"\|w-w^0\|^2/4\sigma^2", r"\|w-w^0\|_2^2/4\sigma^2+\ln(m/\sigma)+10",
         "jiang2020", (*_ERROR, "initial"), _SIGMA, (),
         lambda s: isotropic(s.square_distance, s.sigma("isotropic"), s)),
+    ("rescaled_kl", r"\mathrm{KL}_c",
+        r"\min_{c,t}\mathrm{KL}\big(N(w_c,\sigma_c^2)\,\|\,N(0,t^2)\big),\ \sigma\text{ as above, units rescaled by }c",
+        "rouchouse2025", _ERROR, _SIGMA, (UNITS,), lambda s: s.rescaled_kl),
     ("pac_bayes_magnitude_origin", r"\mathrm{KL}_{\sigma'}(w)",
         r"\tfrac14\sum_i\ln\frac{\epsilon^2+(\sigma'^2+1)\|w\|_2^2/\omega}{\epsilon^2+\sigma'^2w_i^2}"
         r"+\ln\frac m{\sigma'}+10", "jiang2020", _ERROR, _SIGMA_MAGNITUDE, (UNITS,),
@@ -215,5 +243,9 @@ ROWS = (
         "jiang2020", ("run",), 0, INVARIANCES, lambda s: s.number(s.steps_to(0.1))),
     ("last_steps", r"T_{0.01}-T_{0.1}", r"\text{steps from }\hat L\le0.1\text{ to }\hat L\le0.01",
         "jiang2020", ("run",), 0, INVARIANCES, lambda s: s.number(s.steps_to(0.01) - s.steps_to(0.1))),
+    ("training_area", r"\int\hat L\,dt",
+        r"\sum_k\tfrac12(\hat L_k+\hat L_{k-1})(t_k-t_{k-1}),\ t_k\text{ the steps of the checks, }"
+        r"t_0=0,\ \hat L_0=\hat L_1",
+        "ru2021", ("run",), 0, INVARIANCES, lambda s: s.training_area),
 )
 # fmt: on

@@ -105,6 +105,7 @@ def _size(shared: Shared, loss: Loss) -> Size:
         varied=network.arguments is None and objective.inputs.is_floating_point(),
         piecewise=network.graph is not None and linear,
         exact_trace=exact,
+        numbers=objective.inputs[0].numel(),
     )
 
 

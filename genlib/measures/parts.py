@@ -17,8 +17,8 @@ class Size:
     """What a cost hangs on; the defaults are those of the numbers in the catalogue.
 
     `varied`: whether the inputs can be, as indices can't. `piecewise`: whether the network is known to be piecewise
-    linear. `k`: eigenvalues. `exact_trace`: the passes of `curvature.exact_trace_passes`, None where the trace takes
-    random vectors.
+    linear. `k`: eigenvalues. `numbers`: of a sample. `exact_trace`: the passes of `curvature.exact_trace_passes`, None
+    where the trace takes random vectors.
     """
 
     samples: int = 1024
@@ -29,6 +29,7 @@ class Size:
     piecewise: bool = True
     k: int = 10
     exact_trace: float | None = 11.0
+    numbers: int = 25
 
     # What searches took as a rule in 30 small networks, half of them piecewise linear.
 
@@ -135,6 +136,14 @@ PARTS = {
     "transitions": Part(
         lambda size: -(-size.samples // 64) * 256 / size.samples * (size.varied and size.piecewise),
         lambda room: times(2, 1)(room) + room.paths,
+    ),
+    **dict.fromkeys(("initial_logits", "last_features"), Part(lambda size: 1, times(3, 1))),
+    "mixup": Part(lambda size: size.varied, lambda room: times(2, 1)(room) + 4 * room.samples * room.row),
+    "local_complexity": Part(
+        lambda size: (
+            2 * min(25, size.numbers) * min(64, size.samples) / size.samples * (size.varied and size.piecewise)
+        ),
+        lambda room: times(2, 1)(room) + 64 * 4 * 50 * room.row + 2048 * room.of_sample,
     ),
     "trace": Part(lambda size: size.products(30) if size.exact_trace is None else size.exact_trace, times(24, 4)),
     "eigenpairs": Part(

@@ -18,6 +18,7 @@ from genlib.norms.layers import (
     stable_ranks,
     unknown_parts,
 )
+from genlib.norms.lipschitz import log_lipschitz_bound
 from genlib.norms.operators import OperatorNorm
 from genlib.norms.paths import log_path_norm, path_norm
 from genlib.norms.products import (
@@ -29,11 +30,13 @@ from genlib.norms.products import (
     spectral_complexity,
 )
 from genlib.norms.summaries import LayerNorms, layer_norms
+from genlib.norms.tails import Tail, tail_exponent, tail_exponents
 
 __all__ = [
     "LayerNorms",
     "LayerShape",
     "OperatorNorm",
+    "Tail",
     "conv_norm",
     "distances",
     "frobenius_norms",
@@ -43,6 +46,7 @@ __all__ = [
     "layer_shapes",
     "log_frobenius_complexity",
     "log_frobenius_complexity_of",
+    "log_lipschitz_bound",
     "log_path_norm",
     "log_product",
     "log_spectral_complexity",
@@ -54,5 +58,7 @@ __all__ = [
     "spectral_complexity",
     "spectral_norms",
     "stable_ranks",
+    "tail_exponent",
+    "tail_exponents",
     "unknown_parts",
 ]

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = [
     "OperatorNorm",
     "apply_linear",
     "conv_operator_norm",
+    "diagonal_blocks",
     "group_norm",
     "kernel_frobenius_norm",
     "operator_frobenius_norm",
@@ -129,15 +130,10 @@ def conv_operator_norm(
 ) -> OperatorNorm:
     if not rtol > 0:
         raise ValueError(f"rtol is {rtol}; it must be positive")
-    padding = operation.padding
-    unpadded = padding in ("same", "valid") or not any(padding)
-    if isinstance(operation, CONVOLUTIONS) and set(operation.kernel_size) == {1} and unpadded:
-        # Pixel by pixel the same matrix; a stride leaves pixels out, which changes nothing.
-        return _at_once(_matrix_norm(weight.flatten(2).unflatten(1, (operation.groups, -1))).amax(-1))
-    if isinstance(operation, CONVOLUTIONS) and operation.padding_mode == "circular" and set(operation.stride) == {1}:
-        image = torch.empty(1, *shape, dtype=weight.dtype, device="meta")
-        if apply_linear(operation, weight[0].to("meta"), image).shape[2:] == image.shape[2:]:
-            return _at_once(_circular_norm(weight, shape[1:], operation))
+    if _of_one_pixel(operation):
+        return _at_once(_matrix_norm(_by_pixels(operation, weight)).amax(-1))
+    if _circular(operation, weight, shape):
+        return _at_once(_circular_norm(weight, shape[1:], operation))
 
     def convolve(unit: Tensor, x: Tensor) -> Tensor:
         if len(unit) == 1:
@@ -147,26 +143,64 @@ def conv_operator_norm(
     return _lanczos(convolve, weight, (len(weight), *shape), rtol, max_passes)
 
 
+def _of_one_pixel(operation: nn.Module) -> bool:
+    """Whether it is pixel by pixel the same matrix; a stride leaves pixels out, which changes no norm."""
+    unpadded = operation.padding in ("same", "valid") or not any(operation.padding)
+    return isinstance(operation, CONVOLUTIONS) and set(operation.kernel_size) == {1} and unpadded
+
+
+def _by_pixels(operation: nn.Module, weight: Tensor) -> Float[Tensor, "models groups outputs inputs"]:
+    return weight.flatten(2).unflatten(1, (operation.groups, -1))
+
+
+def _circular(operation: nn.Module, weight: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether it is a circular convolution to an image of the same size, which Fourier makes diagonal."""
+    if not isinstance(operation, CONVOLUTIONS) or operation.padding_mode != "circular" or set(operation.stride) != {1}:
+        return False
+    image = torch.empty(1, *shape, dtype=weight.dtype, device="meta")
+    return apply_linear(operation, weight[0].to("meta"), image).shape[2:] == image.shape[2:]
+
+
+def diagonal_blocks(
+    operation: nn.Module, weight: Tensor, shape: tuple[int, ...]
+) -> Iterable[Float[Tensor, "models blocks outputs inputs"]] | None:
+    """Matrices whose singular values are the convolution's, each once that it has by symmetry; None if none are known.
+
+    Of one pixel its matrix; of a circular convolution those of half of the frequencies, by chunks.
+    """
+    if _of_one_pixel(operation):
+        return [_by_pixels(operation, weight)]
+    return _spectra(weight, shape[1:], operation) if _circular(operation, weight, shape) else None
+
+
 def _circular_norm(
     weight: Float[Tensor, "models outputs inputs *taps"], sizes: tuple[int, ...], operation: nn.Module
 ) -> Float[Tensor, " models"]:
-    """The largest singular value over the frequencies of the kernel's Fourier transform [outputs, inputs].
+    """The largest singular value over the frequencies of the kernel's Fourier transform [outputs, inputs]."""
+    scale = largest_magnitude(weight, tuple(range(1, weight.ndim)))
+    tops = [
+        _top_eigenvalue(block @ block.mH if block.shape[-2] <= block.shape[-1] else block.mH @ block)
+        for block in _spectra(weight / scale, sizes, operation)
+    ]
+    return torch.stack(tops).amax(0).clamp(min=0).sqrt() * scale.flatten()
+
+
+def _spectra(
+    weight: Float[Tensor, "models outputs inputs *taps"], sizes: tuple[int, ...], operation: nn.Module
+) -> Iterator[Tensor]:
+    """The kernel's Fourier transform at half of the frequencies, by chunks of them.
 
     A real kernel has K̂(-f) equal to the conjugate of K̂(f): one frequency of each such pair is enough.
     """
-    scale = largest_magnitude(weight, tuple(range(1, weight.ndim)))
-    kernel = (weight / scale).flatten(3).movedim(3, 1).unflatten(2, (operation.groups, -1)).flatten(3)
+    kernel = weight.flatten(3).movedim(3, 1).unflatten(2, (operation.groups, -1)).flatten(3)
     kernel = kernel.transpose(1, 2).to(torch.promote_types(weight.dtype, torch.complex64))
     taps = _grid(operation.kernel_size, weight.device)
     taps = taps * taps.new_tensor([dilation / n for dilation, n in zip(operation.dilation, sizes, strict=True)])
     turns = _half(_grid(sizes, weight.device)) @ taps.T
     waves = torch.polar(torch.ones_like(turns), -2 * math.pi * turns).to(kernel.dtype)
     matrix = (weight.shape[1] // operation.groups, weight.shape[2])
-    tops = []
     for chunk in waves.split(max(1, _SPECTRUM_CHUNK // math.prod(weight.shape[:3]))):
-        spectrum = (chunk @ kernel).flatten(1, 2).unflatten(2, matrix)
-        tops.append(_top_eigenvalue(spectrum @ spectrum.mH if matrix[0] <= matrix[1] else spectrum.mH @ spectrum))
-    return torch.stack(tops).amax(0).clamp(min=0).sqrt() * scale.flatten()
+        yield (chunk @ kernel).flatten(1, 2).unflatten(2, matrix)
 
 
 def _half(frequencies: Float[Tensor, "points axes"]) -> Float[Tensor, "half axes"]:

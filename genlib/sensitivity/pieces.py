@@ -14,7 +14,7 @@ from genlib.network import Network
 from genlib.network.kinds import CHOICES, COMPARISONS, KINKS, kinds_of, named
 from genlib.network.operations import Rerun
 
-__all__ = ["flips_along", "kinks", "require_pieces"]
+__all__ = ["changing_units", "flips_along", "kinks", "require_pieces"]
 
 _AT_ZERO = {nn.ReLU, nn.LeakyReLU, nn.PReLU, F.relu, F.leaky_relu, operator.abs}
 _AT_ZERO |= named("relu", "relu_", "prelu", "abs", "absolute")
@@ -103,20 +103,29 @@ def flips_along(network: Network, module: nn.Module, points: Tensor) -> Int[Tens
 
     `module` is a copy of the network's that shares its tensors. One forward pass.
     """
-    walk = _Walk(module, network.graph, points)
+    return _counted(network, module, points, lambda code: (code[:, 1:] != code[:, :-1]).sum(-1, dtype=torch.int32))
+
+
+def changing_units(network: Network, module: nn.Module, points: Tensor) -> Int[Tensor, " sets"]:
+    """How many units are not on one piece at all points [sets, points, …] of a set; otherwise as `flips_along`."""
+    return _counted(network, module, points, lambda code: (code != code[:, :1]).any(1).sum(-1, dtype=torch.int32))
+
+
+def _counted(network: Network, module: nn.Module, points: Tensor, count: Callable[[Tensor], Tensor]) -> Tensor:
+    walk = _Walk(module, network.graph, points, count)
     walk.run(points.flatten(0, 1).clone() if network.writes_inputs else points.flatten(0, 1))
-    return walk.flips
+    return walk.total
 
 
 class _Walk(Rerun):
-    """A forward pass along paths that counts the units whose piece changes from one point to the next."""
+    """A forward pass along paths that adds up what `count` says of the units' pieces [paths, points, units]."""
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, points: Tensor):
+    def __init__(self, module: nn.Module, graph: fx.Graph, points: Tensor, count: Callable[[Tensor], Tensor]):
         super().__init__(module, graph=graph)
         self.extra_traceback = False  # it would be written into the messages of errors
         self.paths, self.points = points.shape[:2]
         self.kinds = kinds_of(module, graph)
-        self.flips = torch.zeros((self.paths, self.points - 1), dtype=torch.int32, device=points.device)
+        self.count, self.total = count, count(points.new_zeros(self.paths, self.points, 0))
 
     def run_node(self, n):
         self.node = n
@@ -160,8 +169,7 @@ class _Walk(Rerun):
                 f"network: {self.node.name} sees {len(code)} rows for {self.paths * self.points} points, so the units "
                 "of a point are not known; keep the samples' axis first"
             )
-        code = code.reshape(self.paths, self.points, -1)
-        self.flips += (code[:, 1:] != code[:, :-1]).sum(-1, dtype=torch.int32)
+        self.total += self.count(code.reshape(self.paths, self.points, -1))
 
 
 def _above(x: Tensor, kink: float | int | Tensor) -> Bool[Tensor, "..."]:

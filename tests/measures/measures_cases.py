@@ -8,12 +8,14 @@ from torch import nn
 
 from genlib.measures import CATALOGUE
 
-DRAWN = {name for name in CATALOGUE if name.startswith(("flatness", "pac_bayes"))} | {"transitions"}
+ALONG = {"transitions", "local_complexity", "mixup_response"}  # counted at places drawn for the data
+DRAWN = {name for name in CATALOGUE if name.startswith(("flatness", "pac_bayes", "rescaled"))} | ALONG
 SEARCHED = {name for name in CATALOGUE if name.startswith("sharpness")}  # by an ascent from the weights themselves
 CLIMBED = {"keskar_sharpness", "worst_case_sharpness"}  # by an ascent from a place drawn nearby
 SPECTRAL = {"top_eigenvalue", "log_volume", "hessian_norm"}  # to the tolerance of Lanczos' method
 OF_THE_RUN = {name for name, measure in CATALOGUE.items() if "run" in measure.needs}
-FREE = [name for name, measure in CATALOGUE.items() if measure.passes <= 1 and "run" not in measure.needs]
+WIDE = {"spectral_alpha"}  # of layers of 50 units or more
+FREE = [name for name, m in CATALOGUE.items() if m.passes <= 1 and "run" not in m.needs and name not in WIDE | ALONG]
 BY_CHANCE = DRAWN | SEARCHED | CLIMBED | SPECTRAL | OF_THE_RUN
 LOOKED_UP = [  # exact, too, for more than one pass
     name

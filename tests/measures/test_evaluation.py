@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from cases import WHOLE
-from measures_cases import FREE, LOOKED_UP, SPECTRAL, dense
+from measures_cases import FREE, LOOKED_UP, SPECTRAL, WIDE, dense
 from torch import nn
 from torch.nn.utils import prune
 
@@ -44,7 +44,7 @@ def test_what_needs_one_forward_pass_shares_it(measured):
         assert table["passes"].tolist() == [1] + [0] * (len(names) - 1)
         return Counting.calls
 
-    names = [name for name, measure in CATALOGUE.items() if measure.passes == 1]
+    names = [name for name, measure in CATALOGUE.items() if measure.passes and measure.passes.parts == ("logits",)]
     # The path norm's pass is of a single input.
     passed_again = [name for name in names if calls("cross_entropy", name) > 1]
     assert passed_again == [] and len(names) >= 18 and calls(*names) == 1
@@ -87,7 +87,7 @@ def test_what_lacks_the_start_or_the_run_says_so(measured):
     for need, names in lacking.items():
         assert alone.loc[names, "reason"].str.startswith(f"{need} is missing").all()
     others = [name for name in CATALOGUE if not any(name in names for names in lacking.values())]
-    assert (alone.loc[others, "reason"] == "").drop("transitions").all()
+    assert (alone.loc[others, "reason"] == "").drop(["transitions", *WIDE]).all()
     assert alone.loc["transitions", "reason"].startswith("the standard error is unknown")  # of one ellipse
     assert math.isfinite(alone.loc["transitions", "value"])
     assert table.loc["steps", "reason"].startswith("run is missing")
@@ -111,6 +111,10 @@ def test_steps_are_counted_to_the_first_check_below(measured):
     run = Run(network, initial, history, True, 50, 1.0)
     table = evaluate(network, (inputs, labels), run=run, names=["steps", "first_steps", "last_steps"])
     assert table["value"].tolist() == [50, 20, 20]
+    area = evaluate(network, run=run, names="training_area").loc["training_area", "value"]
+    assert area == pytest.approx(10 * (0.9 + (0.9 + 0.1) / 2 + (0.1 + 0.2) / 2 + (0.2 + 0.01) / 2 + (0.01 + 0.02) / 2))
+    lost = replace(run, history=history.assign(loss=[0.9, math.nan, 1, 1, 1]))
+    assert "is not finite at all checks" in evaluate(network, run=lost, names="training_area")["reason"].item()
     far = replace(run, history=history[:3])
     table = evaluate(network, (inputs, labels), run=far, names=["first_steps", "last_steps"])
     assert table.loc["first_steps", "value"] == 20
@@ -132,7 +136,7 @@ def test_an_unknown_layer_is_left_out_and_named(measured):
     found = evaluate(odd, (inputs, labels), initial=start, first_epoch=start, names=WHOLE)
     layered = [name for name, measure in CATALOGUE.items() if "layers" in measure.needs]
     of_paths = [name for name in layered if "path" in name]
-    over_the_rest = [name for name in layered if name not in of_paths]
+    over_the_rest = [name for name in layered if name not in {*of_paths, *WIDE, "lipschitz_bound"}]
     said = "over part of the network, without 5 (Scale), which no norm of layers knows: 3.66 % of its parameters"
     assert sum(p.numel() for p in odd.parameters()) == 82
     assert (found.loc[over_the_rest, "reason"] == said).all()
@@ -140,7 +144,10 @@ def test_an_unknown_layer_is_left_out_and_named(measured):
     np.testing.assert_allclose(found.loc[same, "value"], table.loc[same, "value"], rtol=1e-9)
     assert found.loc[of_paths, "value"].isna().all()
     assert found.loc[of_paths, "reason"].str.contains("is of type Scale.*register_norm").all()
+    for name in ("lipschitz_bound", "rescaled_kl"):
+        assert found.loc[name, "reason"].startswith("network is no Sequential of dense layers")
     others = [name for name in CATALOGUE if name not in layered and table.loc[name, "reason"] == ""]
+    others.remove("rescaled_kl")
     assert (found.loc[others, "reason"] == "").all()
 
 

@@ -1,37 +1,39 @@
 """Every invariance that a measure declares, and that it has no other."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from measures_cases import DRAWN, FREE, LOOKED_UP, SEARCHED, SPECTRAL, dense, inputs_of, own_labels
+from measures_cases import ALONG, DRAWN, FREE, LOOKED_UP, SEARCHED, SPECTRAL, dense, inputs_of, own_labels
 from torch import nn
 
 from genlib.measures import CATALOGUE, INVARIANCES, evaluate
 
 
 def transformed(network, invariance, seed):
-    """The network after what a measure may be blind to."""
+    """The network after what a measure may be blind to; done to each hidden layer in turn, where it is of one."""
     network, generator = copy.deepcopy(network), torch.Generator().manual_seed(seed)
     linear = [layer for layer in network if isinstance(layer, nn.Linear)]
-    first, second = linear[:2]
-    hidden = len(first.weight)
     with torch.no_grad():
         if invariance == "layer scaling":
             for i, layer in enumerate(linear, 1):
                 layer.weight.mul_(1.7)
                 layer.bias.mul_(1.7**i)
-        elif invariance == "permutation":
-            order = torch.randperm(hidden, generator=generator)
-            first.weight.copy_(first.weight[order])
-            first.bias.copy_(first.bias[order])
-            second.weight.copy_(second.weight[:, order])
-        else:
+            return network
+        for i, (first, second) in enumerate(itertools.pairwise(linear)):
+            hidden = len(first.weight)
+            if invariance == "permutation":
+                order = torch.randperm(hidden, generator=generator)
+                first.weight.copy_(first.weight[order])
+                first.bias.copy_(first.bias[order])
+                second.weight.copy_(second.weight[:, order])
+                continue
             factor = 0.3 + 2 * torch.rand(hidden, generator=generator, dtype=first.weight.dtype)
-            factor = torch.full_like(factor, 3.0) if invariance == "Dinh per layer" else factor
+            factor = torch.full_like(factor, 3.0 + i) if invariance == "Dinh per layer" else factor
             first.weight.mul_(factor[:, None])
             first.bias.mul_(factor)
             second.weight.div_(factor)
@@ -48,6 +50,7 @@ def test_measures_are_blind_to_what_they_declare_and_to_nothing_else(invariance,
     after = transformed(network, invariance, seed + 3)
     names = [*FREE, *LOOKED_UP]
     before, then = (evaluate(n, (inputs, labels), initial=initial, names=names)["value"] for n in (network, after))
+    assume(before.notna().all())  # not all of one class, nor all units silent
     # Logarithms may lie near zero, where a change is still a change by a factor.
     change = (then - before).abs() / before.abs().clip(lower=1)
     for name in names:
@@ -60,9 +63,7 @@ def test_measures_are_blind_to_what_they_declare_and_to_nothing_else(invariance,
 
 def test_drawn_measures_are_blind_to_the_order_of_neurons(measured):
     network, _, inputs, labels, table = measured
-    names = [
-        name for name in (DRAWN - {"transitions"}) | SPECTRAL | SEARCHED if "permutation" in CATALOGUE[name].invariances
-    ]
+    names = [name for name in (DRAWN - ALONG) | SPECTRAL | SEARCHED if "permutation" in CATALOGUE[name].invariances]
     then = evaluate(transformed(network, "permutation", 4), (inputs, labels), names=names)
     apart = (then["value"] - table.loc[names, "value"]).abs()
     allowed = 5 * np.hypot(then["standard_error"], table.loc[names, "standard_error"]) + 1e-2
@@ -70,7 +71,19 @@ def test_drawn_measures_are_blind_to_the_order_of_neurons(measured):
 
 
 @pytest.mark.parametrize("invariance", INVARIANCES)
-def test_transitions_do_not_see_how_a_function_is_written(measured, invariance):
+def test_what_is_counted_does_not_see_how_a_function_is_written(measured, invariance):
     network, _, inputs, labels, table = measured
-    then = evaluate(transformed(network, invariance, 4), (inputs, labels), names=["transitions"])
-    assert then.loc["transitions", "value"] == table.loc["transitions", "value"]
+    names = sorted(ALONG)
+    then = evaluate(transformed(network, invariance, 4), (inputs, labels), names=names)
+    assert then["value"].equals(table.loc[names, "value"]) and then["value"].all()
+
+
+@pytest.mark.parametrize("invariance", INVARIANCES)
+def test_the_exponents_of_spectra_are_blind_to_what_they_declare(invariance):
+    network = dense((60, 64, 70, 3))
+    before, then = (
+        evaluate(n, input_shape=(60,), names="spectral_alpha")["value"].item()
+        for n in (network, transformed(network, invariance, 4))
+    )
+    same = abs(then - before) < 1e-9 * before
+    assert same == (invariance in CATALOGUE["spectral_alpha"].invariances)

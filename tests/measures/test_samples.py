@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from cases import WHOLE
-from measures_cases import dense, inputs_of, own_labels
+from measures_cases import WIDE, dense, inputs_of, own_labels
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -90,7 +90,8 @@ def test_a_loader_may_shuffle(measured):
         np.testing.assert_allclose(table["value"], expected.loc[names, "value"], rtol=1e-12)
 
 
-OF_INPUTS = {"negative_entropy", "jacobian_norm", "input_gradient", "transitions"}
+OF_INPUTS = {"negative_entropy", "jacobian_norm", "input_gradient", "transitions", "confidence", "function_distance"}
+OF_INPUTS |= {"feature_rank", "local_complexity"}
 OF_LABELS = {name for name, measure in CATALOGUE.items() if "data" in measure.needs and name not in OF_INPUTS}
 ALONE = {
     "a tensor": lambda x: x,
@@ -243,10 +244,11 @@ def test_of_whole_numbers_only_what_moves_them_is_missing(measured):
         evaluate(modules[0], (x, labels), initial=modules[1], first_epoch=modules[1], names=names)
         for x in (bytes_, bytes_.double())
     ]
-    moved = ["input_margin", "jacobian_norm", "input_gradient", "transitions"]
+    moved = ["input_margin", "jacobian_norm", "input_gradient", "transitions", "local_complexity", "mixup_response"]
     assert tables[0].loc[moved, "reason"].str.match("inputs is of torch.uint8, .* make them float").all()
     pd.testing.assert_frame_equal(*(table.drop(moved) for table in tables))
-    assert (tables[0].drop(moved)["reason"] == "").all()
+    others = {*WIDE, "lipschitz_bound", "rescaled_kl", "class_separation"}  # it casts, and gives all one class
+    assert set(tables[0].index[tables[0]["reason"] != ""]) == {*moved, *others}
 
 
 def test_distances_of_layers_need_no_shape_of_a_sample_but_the_spectral_one():

@@ -90,6 +90,7 @@ def test_every_row_that_applies_is_right(family):
     true = twins.of_weights(network, initial) | twins.of_outputs(network, x, y)
     true |= twins.of_layers(network, initial, x, y, true, norms.unknown_parts(network))
     true |= twins.of_the_loss(network, network, x, y) | {"steps": 7, "first_steps": 3, "last_steps": 2}
+    true |= twins.of_functions(network, initial, x, y) | {"training_area": 3 * 0.1 + 2 * (0.1 + 0.01) / 2}
     true["first_gradient_variance"] = twins.gradient_variance(initial, x, y)
     true |= _of_searches(network, initial, x, y, there)
     assert len(there) >= LEAST[family], table["reason"].to_dict()
