@@ -17,6 +17,7 @@ GROUPS = {  # by the row with which each begins, in the order of the catalogue
     "jacobian_norm": "Inputs",
     "hessian_trace": "Curvature",
     "keskar_sharpness": "Sharpness and PAC-Bayes",
+    "soft_rank": "Curvature since 2020",
     "steps": "Training",
 }
 # By what a reason holds: in plain words, and what to do about it.

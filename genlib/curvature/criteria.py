@@ -36,11 +36,11 @@ def information_criteria(
     inputs: Tensor,
     labels: Shaped[Tensor, "..."],
     *,
-    damping: float = 1e-3,
+    damping: float | int = 1e-3,
     loss: Loss = "cross_entropy",
     chunk_size: int | None = None,
 ) -> InformationCriteria:
-    """Soft rank, Takeuchi's information criterion and the Laplace evidence, by the Gauss-Newton matrix G of a mean loss.
+    """Soft rank, Takeuchi's information criterion and the Laplace evidence, by the Gauss-Newton matrix G.
 
     `soft_rank`: tr G(G + λ)⁻¹ = Σ κ/(κ + λ), κ the eigenvalues of G, λ the `damping`: the weight decay where there was
     one (Shoham et al. 2025), the effective number of parameters (MacKay 1992). `tic`: tr C(G + λ)⁻¹ with the second

@@ -226,7 +226,7 @@ def _factor(
 
 
 def gram_scale(logits: Float[Tensor, "n classes"], loss: str) -> Float[Tensor, "n classes"]:
-    """The root of what one logit's own loss bends by: S_n v is ∂ℓ_n/∂f for v that over this, S_n as in `gram_matrix`."""
+    """What the loss' slope s in the logits is divided by for the u of S_n u = s, S_n the root in `gram_matrix`."""
     if loss == "mse":
         return torch.full_like(logits, (2 / logits.shape[1]) ** 0.5)
     if logits.shape[1] == 1:  # σ(f)(1 − σ(f))

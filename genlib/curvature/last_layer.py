@@ -21,7 +21,7 @@ _ALIKE = 1e-3  # relative
 def relative_flatness(
     network: nn.Module | Network, inputs: Tensor, *, chunk_size: int | None = None
 ) -> Float[Tensor, "*models"]:
-    """κ = Σ_ss' ⟨w_s, w_s'⟩ tr H_ss' of the last layer: H_ss' the Hessian of the mean cross-entropy in its rows w_s, w_s'.
+    """κ = Σ_ss' ⟨w_s, w_s'⟩ tr H_ss', H_ss' the Hessian of the mean cross-entropy in the rows w_s of the last layer.
 
     For logits f_s = ⟨w_s, φ⟩ + b_s it is the mean of |φ|² Σ_{s<s'} p_s p_s' |w_s − w_s'|² over the samples, p the class
     probabilities, whatever comes before the last layer; no label enters. A layer times a constant and the one before it

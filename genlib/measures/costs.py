@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from genlib.curvature import exact_trace_passes
+from genlib.measures.criteria import gram_passes
 from genlib.measures.evaluation import named, require_options
 from genlib.measures.measure import Measure
 from genlib.measures.memory import memory
@@ -94,9 +95,9 @@ def cost(
 def _size(shared: Shared, loss: Loss) -> Size:
     objective, network = shared.unlabelled, shared.network
     linear = {layer.kind for layer in network.layers} <= {"linear", "piecewise linear"}
-    exact = None
+    exact, gram = None, 0.0
     with contextlib.suppress(ValueError):  # of a network without a gradient, which refuses the trace
-        exact = exact_trace_passes(objective, loss)
+        exact, gram = exact_trace_passes(objective, loss), gram_passes(objective, loss)
     return Size(
         objective.samples,
         objective.classes,
@@ -105,6 +106,7 @@ def _size(shared: Shared, loss: Loss) -> Size:
         varied=network.arguments is None and objective.inputs.is_floating_point(),
         piecewise=network.graph is not None and linear,
         exact_trace=exact,
+        gram=gram,
     )
 
 

@@ -43,9 +43,9 @@ def jacobian_norms(
     where logits are piecewise linear in them. In units of the output over units of the input. A stack shares the
     inputs.
     Cost: 1 + C forward passes, C classes; less for a dense network with more inputs than units in its first layer; for
-    logits beside others 2 more where one sample's Jacobian exceeds 64 MB. Memory: the Jacobians of a chunk, by default 64 MB at
-    most, twice for several; Frobenius takes rows alone where one sample's is beyond that, and spectral three matrices of
-    inputs × inputs, where these are fewer than classes, else that one Jacobian.
+    logits beside others 2 more where one sample's Jacobian exceeds 64 MB. Memory: the Jacobians of a chunk, by default
+    64 MB at most, twice for several; Frobenius takes rows alone where one sample's is beyond that, and spectral three
+    matrices of inputs × inputs, where these are fewer than classes, else that one Jacobian.
     ValueError: BatchNorm or dropout in training mode, no data, inputs that are no floating-point numbers, an output
     that isn't [samples, classes] or doesn't depend on the inputs, a norm that isn't finite. Novak et al. 2018.
     """
@@ -127,7 +127,9 @@ def mean_squared_jacobian_norm(
 
 def _classes(network: Network, inputs: Tensor, of: tuple[str, ...]) -> int:
     if not of or set(of) - set(_OUTPUTS):
-        raise ValueError(f"of is {of[0] if len(of) == 1 else of!r}; choose {', '.join(_OUTPUTS)}, or several in a tuple")
+        raise ValueError(
+            f"of is {of[0] if len(of) == 1 else of!r}; choose {', '.join(_OUTPUTS)}, or several in a tuple"
+        )
     with torch.no_grad():
         shape = network.apply(network.params, inputs[:1]).shape
     if len(shape) != (2 if network.size is None else 3) or not shape[-1]:

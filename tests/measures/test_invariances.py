@@ -17,7 +17,7 @@ def transformed(network, invariance, seed):
     """The network after what a measure may be blind to."""
     network, generator = copy.deepcopy(network), torch.Generator().manual_seed(seed)
     linear = [layer for layer in network if isinstance(layer, nn.Linear)]
-    first, second = linear[:2]
+    first, second = linear[-2:]  # for some measures see the last layer alone
     hidden = len(first.weight)
     with torch.no_grad():
         if invariance == "layer scaling":
