@@ -218,9 +218,6 @@ ROWS = (
     ("log_evidence", r"-\ln p(D)", r"m\hat L+\tfrac\alpha2\|w\|_2^2+\tfrac12\sum_i\ln(1+m\kappa_i/\alpha)"
         r"\text{ over the same samples, }\alpha\text{ where that is least}",
         "immer2021", _DATA, _CRITERIA, (UNITS,), lambda s: -s.information_criteria.log_evidence.double()),
-    ("gradient_curvature_ratio", r"\operatorname{Var}\nabla\ell/\operatorname{tr}H",
-        r"\tfrac1m\sum_j\|\nabla_w\ell_j-\nabla_w\hat L\|_2^2/\operatorname{tr}\nabla_w^2\hat L",
-        "thomas2020", _DATA, Passes("gradient_variance", "trace"), (UNITS,), lambda s: s.gradient_curvature_ratio),
     ("batch_sharpness", r"\mathbb E_B\,\hat g_B^\top H_B\hat g_B",
         r"\mathbb E_B\,g_B^\top H_Bg_B/\|g_B\|_2^2,\ g_B,H_B\text{ of the mean loss over a batch of 64 samples}",
         "andreyev2024", _DATA, Passes("batch_sharpness"), (UNITS,), lambda s: s.batch_sharpness),

@@ -62,12 +62,3 @@ class Criteria:
         """The mean trace of the Gauss-Newton part of the cross-entropy's Hessian in the inputs."""
         self.require_classes()
         return self.jacobian_norms["cross_entropy"].double().square().mean()
-
-    @property
-    def gradient_curvature_ratio(self) -> Float[Tensor, ""]:
-        trace = self.trace.value.double()
-        if not trace > 0:
-            raise ValueError(
-                f"network: the trace of its Hessian is {trace:.3g} on these data; a ratio to it says nothing"
-            )
-        return self.gradient_variance / trace

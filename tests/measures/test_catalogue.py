@@ -108,7 +108,6 @@ def by_brute_force(network, initial, inputs, labels):
         "first_gradient_variance": gradient_variance(initial, inputs, labels),
         "fisher_rao": fisher_rao(network, inputs, labels),
         **criteria(network, inputs, p, gradients, -np.log(p[np.arange(m), labels]).mean()),
-        "gradient_curvature_ratio": gradient_variance(network, inputs, labels) / np.trace(curved),
         "batch_sharpness": g @ curved @ g / (g @ g),
         "relative_flatness": relative_flatness(network, curved),
         "loss_curvature": np.mean([(q[:, None] * (j - q @ j) ** 2).sum() for q, j in zip(p, jacobians, strict=True)]),

@@ -11,7 +11,7 @@ from genlib.network import Network
 
 OF_THE_LOSS = (
     *("hessian_trace", "top_eigenvalue", "hessian_norm", "log_volume", "gradient_variance", "first_gradient_variance"),
-    *("soft_rank", "tic", "log_evidence", "batch_sharpness", "gradient_curvature_ratio"),
+    *("soft_rank", "tic", "log_evidence", "batch_sharpness"),
     *("fisher_rao", "keskar_sharpness", "worst_case_sharpness", "sam_sharpness", "pac_bayes_scaled"),
 )
 OF_CLASSES = (
