@@ -16,6 +16,7 @@ from genlib.network.precision import full_precision
 
 __all__ = ["InformationCriteria", "information_criteria"]
 
+_FINEST = 1e-10  # of the largest eigenvalue, for six digits of the TIC
 _HALVINGS = 80  # of the distance to the best prior, in ln α
 
 
@@ -50,8 +51,9 @@ def information_criteria(
     ≈ −N L − ½ α‖w‖² − ½ Σ ln(1 + Nκ/α), by Laplace's method around w of the prior N(0, 1/α), with the α that makes it
     largest, `prior_precision`: of that α‖w‖² = Σ Nκ/(Nκ + α) (MacKay 1992; Immer et al. 2021). Of mse N L stands for
     −ln p, as of noise of variance classes/2, up to a constant.
-    All are from the Gram matrix of `gauss_newton_eigenvalues`: for small data. A stack: one after the other.
-    Cost: 2 + classes forward passes and about 4.5 (samples × classes)³ operations; memory: five such matrices.
+    All are from the Gram matrix of `gauss_newton_eigenvalues`, of cross-entropy without the direction in which a
+    sample's logits have no curvature: for small data. A stack: one after the other.
+    Cost: 2 + classes forward passes and about 5 (samples × (classes - 1))³ operations; memory: five such matrices.
     ValueError: as `gauss_newton_eigenvalues`; a damping that isn't positive, or lost beside the largest κ.
     """
     if not damping > 0:
@@ -67,22 +69,45 @@ def information_criteria(
 
 def _criteria(objective: Objective, loss: str, damping: float) -> list[Float[Tensor, ""]]:
     gram = require_finite(gram_matrix(objective, loss), "Gauss-Newton matrix")
+    mean, roots, scale = _loss_and_roots(objective, loss)
+    if loss == "cross_entropy" and objective.outputs > 1:
+        gram, roots = _without_null(gram, roots, scale)
     values = torch.linalg.eigvalsh(gram).clamp(min=0)
-    mean, roots = _loss_and_roots(objective, loss)
+    if damping < _FINEST * values[-1]:
+        raise ValueError(f"damping is {damping}, lost beside an eigenvalue of {values[-1]:.3g}; give a larger one")
     n, square = objective.samples, sum(w.square().sum() for w in objective.network.params.values())
     alpha = _best_precision(n * values, square)
     evidence = -n * mean - alpha * square / 2 - (n * values / alpha).log1p().sum() / 2
     return [(values / (values + damping)).sum(), _takeuchi(gram, roots, damping), evidence, alpha]
 
 
-def _loss_and_roots(objective: Objective, loss: str) -> tuple[Float[Tensor, ""], Float[Tensor, "outputs samples"]]:
-    """L, and the u_n that give each sample's gradient from its rows of the Gram matrix, g_n = (JᵀS)_n u_n."""
+def _loss_and_roots(
+    objective: Objective, loss: str
+) -> tuple[Float[Tensor, ""], Float[Tensor, "outputs samples"], Float[Tensor, "outputs samples"]]:
+    """L, the u_n that make each sample's gradient of its rows, g_n = (JᵀS)_n u_n, and what they were divided by."""
     logits = objective.logits().requires_grad_()
     with torch.enable_grad():
         losses = objective.losses(logits, objective.labels.to(logits.device))
         (slope,) = torch.autograd.grad(losses.sum(), logits)
-    roots = torch.where(slope == 0, 0.0, slope / gram_scale(logits.detach(), loss))
-    return losses.detach().mean(), roots.T
+    scale = gram_scale(logits.detach(), loss)
+    roots = torch.where(slope == 0, 0.0, slope / scale)
+    return losses.detach().mean(), roots.T, scale.T
+
+
+def _without_null(
+    gram: Float[Tensor, "rows rows"], roots: Float[Tensor, "outputs samples"], null: Float[Tensor, "outputs samples"]
+) -> tuple[Float[Tensor, "fewer fewer"], Float[Tensor, "_ samples"]]:
+    """Both without each sample's unit vector √p, along which the Gram matrix is zero, turned to the last output."""
+    normal = null.clone()
+    normal[-1] += 1
+    normal /= (normal.square().sum(0) / 2).sqrt()
+
+    def turned(rows: Float[Tensor, "outputs samples columns"]) -> Float[Tensor, "_ columns"]:
+        along = normal.unsqueeze(-1)
+        return (rows - along * (along * rows).sum(0))[:-1].flatten(0, 1)
+
+    half = turned(gram.unflatten(0, null.shape)).T
+    return turned(half.unflatten(0, null.shape)), turned(roots.unsqueeze(-1)).view(-1, null.shape[1])
 
 
 def _takeuchi(
@@ -91,10 +116,7 @@ def _takeuchi(
     """Σ_n u_nᵀ K(K + λ)⁻¹ u_n, K the Gram matrix, as (uᵀKu − uᵀK(K + λ)⁻¹Ku)/λ: where p_n is tiny u_n is huge."""
     along = (gram.unflatten(1, roots.shape) * roots).sum(1)
     squares = (along.unflatten(0, roots.shape).diagonal(dim1=1, dim2=2) * roots).sum()
-    damped = gram.diagonal_scatter(gram.diagonal() + damping)
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    if failed:
-        raise ValueError(f"damping is {damping}, lost beside eigenvalues up to {gram.trace():.3g}; give a larger one")
+    lower = torch.linalg.cholesky(gram.diagonal_scatter(gram.diagonal() + damping))
     return (squares - torch.linalg.solve_triangular(lower, along, upper=False).square().sum()) / damping
 
 
