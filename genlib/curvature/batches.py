@@ -43,7 +43,7 @@ def batch_sharpness(
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     objective = objective_of(network, inputs, labels, loss, chunk_size)
     generator, n = seeded_generator(generator, objective.device), objective.samples
-    drawn = [torch.arange(n)]
+    drawn = [torch.arange(n, device=objective.inputs.device)]
     if batch_size < n:
         orders = (torch.randperm(n, generator=generator, device=objective.device) for _ in range(batches))
         drawn = [order[:batch_size].to(objective.inputs.device) for order in orders]

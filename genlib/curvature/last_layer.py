@@ -65,10 +65,11 @@ def _with_dense_inputs(network: Network) -> tuple[nn.Module, list[tuple[nn.Linea
 def _last_weight(module: nn.Module, met: list, inputs: Tensor) -> Float[Tensor, "outputs features"]:
     """The weight W of the last layer, once logits are seen to be Wφ + b for φ on which W has no bearing."""
     with torch.enable_grad():
-        logits = logits_of(module(inputs), len(inputs))
+        logits = require_finite(logits_of(module(inputs), len(inputs)), "output")
     layer, features = met[-1] if met else (None, logits)
     if layer is not None and features.shape == (len(inputs), layer.in_features):
-        cotangent = torch.linspace(1, 2, logits.numel()).to(logits).view_as(logits)
+        places = torch.arange(logits.numel(), dtype=logits.dtype, device=logits.device).view_as(logits)
+        cotangent = 1 + places / logits.numel()
         (slope,) = torch.autograd.grad(logits, layer.weight, cotangent, materialize_grads=True)
         expected = cotangent.T @ features, nn.functional.linear(features, layer.weight, layer.bias).detach()
         if all(_alike(found, true) for found, true in zip((slope, logits.detach()), expected, strict=True)):

@@ -89,7 +89,14 @@ def test_a_loader_may_shuffle(measured):
         np.testing.assert_allclose(table["value"], expected.loc[names, "value"], rtol=1e-12)
 
 
-OF_INPUTS = {"negative_entropy", "jacobian_norm", "input_gradient", "transitions"}
+OF_INPUTS = {
+    "negative_entropy",
+    "jacobian_norm",
+    "input_gradient",
+    "transitions",
+    "relative_flatness",
+    "loss_curvature",
+}
 OF_LABELS = {name for name, measure in CATALOGUE.items() if "data" in measure.needs and name not in OF_INPUTS}
 ALONE = {
     "a tensor": lambda x: x,
@@ -242,7 +249,7 @@ def test_of_whole_numbers_only_what_moves_them_is_missing(measured):
         evaluate(modules[0], (x, labels), initial=modules[1], first_epoch=modules[1], names=names)
         for x in (bytes_, bytes_.double())
     ]
-    moved = ["input_margin", "jacobian_norm", "input_gradient", "transitions"]
+    moved = ["input_margin", "jacobian_norm", "input_gradient", "transitions", "loss_curvature"]
     assert tables[0].loc[moved, "reason"].str.match("inputs is of torch.uint8, .* make them float").all()
     pd.testing.assert_frame_equal(*(table.drop(moved) for table in tables))
     assert (tables[0].drop(moved)["reason"] == "").all()
