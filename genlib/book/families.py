@@ -49,6 +49,14 @@ REASONS = {
         "The inputs are tokens, or several tensors: they have no norm, and can't be moved a little",
         "Measure from the embedded tokens on, or take a row that needs no inputs' norm.",
     ),
+    "top_eigenvalues gives those of the Hessian": (
+        "The gradients of each sample are not known layer by layer, so there is no Gram matrix of them",
+        "Take `hessian_trace`, `top_eigenvalue` or `batch_sharpness`, which need products with the Hessian alone.",
+    ),
+    "its outputs aren't those of a dense layer": (
+        "The outputs are not those of a dense layer, so there is no last layer to look at",
+        "Take `hessian_trace`, or `measures.layers` for that of each layer.",
+    ),
 }
 MARKS = {"applies": "●", "part": "◐", "refused": "○"}
 SAID = {"applies": "whole network", "part": "part of it", "refused": "refused"}

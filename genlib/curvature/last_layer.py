@@ -27,7 +27,7 @@ def relative_flatness(
     probabilities, whatever comes before the last layer; no label enters. A layer times a constant and the one before it
     divided by it leave κ as it is. A network of one output f has the logits 0 and f. A stack: one after the other.
     Cost: one forward pass, and two over a few samples. ValueError: as `Objective.of`; a network whose outputs aren't
-    those of a dense layer, which runs last and once. Petzka et al. 2021.
+    those of a dense layer that runs once. Petzka et al. 2021.
     """
     network = Network.of(network)
     objective = Objective.of(network, inputs, stand_ins(inputs), "cross_entropy", chunk_size)
@@ -37,15 +37,15 @@ def relative_flatness(
 
 def _of_one(objective: Objective) -> Float[Tensor, ""]:
     module, met = _with_dense_inputs(objective.network)
-    rows = _last_weight(module, met, spread(objective.inputs, 0).to(objective.device)).detach().double()
-    rows = logits_of_classes(rows.T).T  # of one output f the logits 0 and f
+    place = _last_layer(module, met, spread(objective.inputs, 0).to(objective.device))
+    rows = logits_of_classes(met[place][0].weight.detach().double().T).T  # of one output f the logits 0 and f
     apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
     total = 0.0
     for inputs, _ in objective.batches:
         met.clear()
         with torch.no_grad():
             p = logits_of_classes(logits_of(module(inputs), len(inputs))).double().softmax(1)
-        total = total + ((p @ apart * p).sum(1) / 2 * met[-1][1].double().square().sum(1)).sum()
+        total = total + ((p @ apart * p).sum(1) / 2 * met[place][1].double().square().sum(1)).sum()
     return (total / objective.samples).to(next(iter(objective.network.params.values())).dtype)
 
 
@@ -62,21 +62,24 @@ def _with_dense_inputs(network: Network) -> tuple[nn.Module, list[tuple[nn.Linea
     return module, met
 
 
-def _last_weight(module: nn.Module, met: list, inputs: Tensor) -> Float[Tensor, "outputs features"]:
-    """The weight W of the last layer, once logits are seen to be Wφ + b for φ on which W has no bearing."""
+def _last_layer(module: nn.Module, met: list, inputs: Tensor) -> int:
+    """The place in `met` of the layer whose outputs Wφ + b are the logits, for φ on which W has no bearing."""
     with torch.enable_grad():
         logits = require_finite(logits_of(module(inputs), len(inputs)), "output")
-    layer, features = met[-1] if met else (None, logits)
-    if layer is not None and features.shape == (len(inputs), layer.in_features):
-        places = torch.arange(logits.numel(), dtype=logits.dtype, device=logits.device).view_as(logits)
-        cotangent = 1 + places / logits.numel()
-        (slope,) = torch.autograd.grad(logits, layer.weight, cotangent, materialize_grads=True)
-        expected = cotangent.T @ features, nn.functional.linear(features, layer.weight, layer.bias).detach()
-        if all(_alike(found, true) for found, true in zip((slope, logits.detach()), expected, strict=True)):
-            return layer.weight
+    cotangent = (
+        1 + torch.arange(logits.numel(), dtype=logits.dtype, device=logits.device).view_as(logits) / logits.numel()
+    )
+    for place, (layer, features) in enumerate(met):
+        if features.shape != (len(inputs), layer.in_features):
+            continue
+        outputs = nn.functional.linear(features, layer.weight, layer.bias).detach()
+        if _alike(outputs, logits.detach()):
+            (slope,) = torch.autograd.grad(logits, layer.weight, cotangent, retain_graph=True, materialize_grads=True)
+            if _alike(slope, cotangent.T @ features):
+                return place
     raise ValueError(
-        "network: its outputs aren't those of a dense layer that runs last, and once, so the weights of its last layer "
-        "aren't known; take hessian_trace or another row"
+        "network: its outputs aren't those of a dense layer that runs once, so the weights of its last layer aren't "
+        "known; take hessian_trace or another row"
     )
 
 
