@@ -74,7 +74,9 @@ def kernels(draws=8, steps=3):
         "input_margins": lambda n, s, x, y: margins.input_margins(n, x, y),
         "layer_margins": lambda n, s, x, y: margins.layer_margins(n, x, y),
         "normalized_margins": lambda n, s, x, y: margins.normalized_margins(n, s, x, y),
-        "jacobian_norms": lambda n, s, x, y: sensitivity.jacobian_norms(n, x, of=("logits", "probabilities")),
+        "jacobian_norms": lambda n, s, x, y: sensitivity.jacobian_norms(
+            n, x, of=("logits", "probabilities", "cross_entropy")
+        ),
         "jacobian_norms, spectral": lambda n, s, x, y: sensitivity.jacobian_norms(n, x, norm="spectral"),
         "mean_squared_jacobian_norm": lambda n, s, x, y: sensitivity.mean_squared_jacobian_norm(n, x),
         "local_complexity": lambda n, s, x, y: sensitivity.local_complexity(n, x, directions=draws),
@@ -105,6 +107,9 @@ def kernels(draws=8, steps=3):
         "frobenius_norm": lambda n, s, x, y: curvature.frobenius_norm(n, x, y, vectors=6),
         "gauss_newton_error": lambda n, s, x, y: curvature.gauss_newton_error(n, x, y, vectors=6),
         "gauss_newton_eigenvalues": lambda n, s, x, y: curvature.gauss_newton_eigenvalues(n, x, y),
+        "information_criteria": lambda n, s, x, y: curvature.information_criteria(n, x, y),
+        "batch_sharpness": lambda n, s, x, y: curvature.batch_sharpness(n, x, y, batch_size=5, batches=draws),
+        "relative_flatness": lambda n, s, x, y: curvature.relative_flatness(n, x),
         "spectral_density": lambda n, s, x, y: curvature.spectral_density(n, x, y, steps=4, draws=2),
         "log_basin_volume": lambda n, s, x, y: curvature.log_basin_volume(n, x, y, 3),
         "one_sam_gradient": lambda n, s, x, y: optimizers.one_sam_gradient(n, x, y, 0.05),

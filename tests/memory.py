@@ -42,9 +42,10 @@ BOUNDS = {
         "sam_sharpness": (4, 2),
     },
     "curvature": {
+        "relative_flatness": (2, 1),
         "trace": (4, 3),
         "gradient_variance": (4, 4),
-        "hessian_vector_product": (8, 4),
+        **dict.fromkeys(("hessian_vector_product", "batch_sharpness"), (8, 4)),
         "trace by vectors": (12, 4),
         "frobenius_norm": (10, 4),
         "gauss_newton_error": (11, 6),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from grammar import Constants, Doubled, InPlace, Map, Mean
+from scipy import optimize
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -59,6 +60,45 @@ def gradient_variance(network: nn.Module, x: Tensor, y: Tensor) -> float:
 def fisher_rao(network: nn.Module, x: Tensor, y: Tensor) -> float:
     each = torch.stack([gradient(network, *one) for one in zip(x.split(1), y.split(1), strict=True)])
     return (each @ flat(network.parameters())).square().mean().item()
+
+
+def criteria(network: nn.Module, plain: nn.Module, x: Tensor, y: Tensor) -> dict[str, tuple[float, float]]:
+    """Soft rank, TIC and evidence, by the Gauss-Newton matrix of all weights and the gradients of each sample."""
+    weights, n = flat(network.parameters()), len(x)
+    gradients = torch.stack([gradient(network, *one) for one in zip(x.split(1), y.split(1), strict=True)])
+    matrix = torch.zeros(len(weights), len(weights), dtype=weights.dtype)
+    for one in x.split(1):
+        logits = plain(one.clone())[0]
+        j = torch.stack([flat(_gradients(f, plain)) for f in logits])
+        p = logits.detach().softmax(0) if len(logits) > 1 else logits.detach().sigmoid()
+        inner = p.diag() - p.outer(p)  # of one output p(1 − p)
+        matrix += j.T @ inner @ j / n
+    values = torch.linalg.eigvalsh(matrix).clamp(min=0)
+    damped = matrix + 1e-3 * torch.eye(len(matrix), dtype=matrix.dtype)
+
+    def evidence(t: float) -> float:
+        alpha, square = math.exp(t), weights.square().sum().item()
+        return n * loss(network, x, y).item() + alpha * square / 2 + (n * values / alpha).log1p().sum().item() / 2
+
+    tic = torch.linalg.solve(damped, gradients.T @ gradients / n).trace().item()
+    least = optimize.minimize_scalar(evidence, (-5, 5), options={"xtol": 1e-8}).fun
+    return {"soft_rank": (values / (values + 1e-3)).sum().item(), "tic": tic, "log_evidence": least}
+
+
+def _gradients(value: Tensor, network: nn.Module) -> tuple[Tensor, ...]:
+    params = list(network.parameters())
+    return torch.autograd.grad(value, params, retain_graph=True, allow_unused=True, materialize_grads=True)
+
+
+def relative_flatness(network: nn.Module, h: Tensor) -> float | None:
+    """Σ_ss' ⟨w_s, w_s'⟩ tr H_ss' of the dense layer that has the last weights, if there is one."""
+    place, found = 0, None
+    for p in network.parameters():
+        if p.dim() == 2:
+            block = h[place : place + p.numel(), place : place + p.numel()].view(*p.shape, *p.shape)
+            found = (p.detach() @ p.detach().T * block.diagonal(dim1=1, dim2=3).sum(-1)).sum().item()
+        place += p.numel()
+    return found
 
 
 def moved(network: nn.Module, by: Tensor) -> nn.Module:
@@ -127,18 +167,20 @@ def of_outputs(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float | st
             found[f"log_margin{percent}"] = math.log(margin)
     found["inverse_margin"] = math.exp(-2 * found["log_margin10"]) if "log_margin10" in found else REFUSED
     if not x.is_floating_point():
-        return found | dict.fromkeys(("input_margin", "jacobian_norm", "input_gradient"), REFUSED)
-    of_logits, of_probabilities, distances = [], [], []
+        return found | dict.fromkeys(("input_margin", "jacobian_norm", "input_gradient", "loss_curvature"), REFUSED)
+    of_logits, of_probabilities, of_loss, distances = [], [], [], []
     for one, label in zip(x.split(1), y, strict=True):
         rows = torch.autograd.functional.jacobian(lambda v: network(v.clone())[0], one).flatten(1)
         p = log_p.exp()[len(of_logits)]
         full = rows if len(rows) > 1 else F.pad(rows, (0, 0, 1, 0))
         of_logits.append(rows.norm())
         of_probabilities.append((p.diag() @ full - p.outer(p) @ full).norm())
+        of_loss.append((p[:, None] * (full - p @ full).square()).sum())
         out = F.pad(logits, (len(full) - len(rows), 0))[len(distances)]
         rival = out.masked_fill(F.one_hot(label, len(out)).bool(), -math.inf).argmax()
         distances.append((out[label] - out[rival]) / (full[label] - full[rival]).norm())
     found["jacobian_norm"] = torch.stack(of_probabilities).mean().item()
+    found["loss_curvature"] = torch.stack(of_loss).mean().item()
     found["input_gradient"] = torch.stack(of_logits).square().mean().item()
     margin = _percentile(torch.stack(distances), 10)
     return found | {"input_margin": margin**-2 if margin > 0 else REFUSED}
@@ -229,6 +271,9 @@ def of_the_loss(network: nn.Module, plain: nn.Module, x: Tensor, y: Tensor) -> d
     spread = (2 * eigenvalues[10:].pow(4).sum() / 6).sqrt().item() / max(2 * h.norm().item(), 1e-300)
     found = {
         "gradient_variance": gradient_variance(network, x, y),
+        "batch_sharpness": ((g @ h @ g / g.square().sum()).item(), _EXACT * len(h) * size) if g.any() else REFUSED,
+        "relative_flatness": relative_flatness(network, h),
+        **criteria(network, plain, x, y),
         "fisher_rao": fisher_rao(network, x, y),
         "sam_sharpness": rise(network, x, y, 0.05 * g / g.norm()) if g.any() else 0.0,
         "hessian_trace": (h.trace().item(), _EXACT * len(h) * size),

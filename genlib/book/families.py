@@ -17,6 +17,7 @@ GROUPS = {  # by the row with which each begins, in the order of the catalogue
     "jacobian_norm": "Inputs",
     "hessian_trace": "Curvature",
     "keskar_sharpness": "Sharpness and PAC-Bayes",
+    "soft_rank": "Curvature since 2020",
     "steps": "Training",
 }
 # By what a reason holds: in plain words, and what to do about it.
@@ -64,6 +65,14 @@ REASONS = {
     "outputs aren't those of the dense": (
         "The outputs are not those of the layer that runs last",
         "Give what enters your last layer to `features.effective_rank` and `features.class_separation`.",
+    ),
+    "top_eigenvalues gives those of the Hessian": (
+        "The gradients of each sample are not known layer by layer, so there is no Gram matrix of them",
+        "Take `hessian_trace`, `top_eigenvalue` or `batch_sharpness`, which need products with the Hessian alone.",
+    ),
+    "its outputs aren't those of a dense layer": (
+        "The outputs are not those of a dense layer, so there is no last layer to look at",
+        "Take `hessian_trace`, or `measures.layers` for that of each layer.",
     ),
 }
 MARKS = {"applies": "●", "part": "◐", "refused": "○"}

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from genlib.curvature.gauss_newton import gram_matrix, unknown_gradients, unlike_samples
+from genlib.curvature.gauss_newton import gram_matrix, unknown_rows
 from genlib.curvature.lanczos import largest
 from genlib.curvature.products import hessian, objective_of
 from genlib.curvature.stacks import joined
@@ -16,7 +16,7 @@ from genlib.network.losses import Loss
 from genlib.network.objective import Objective, require_finite, seeded_generator
 from genlib.network.precision import full_precision
 
-__all__ = ["gauss_newton_eigenvalues", "top_eigenvalues"]
+__all__ = ["gauss_newton_eigenvalues", "gram_objective", "top_eigenvalues"]
 
 _GRAM_LIMIT = 20_000  # rows: 3.2 GB in float64
 
@@ -89,15 +89,7 @@ def gauss_newton_eigenvalues(
     four such matrices and one layer's gradients for each row, of a dense layer none. A stack: one after the other.
     ValueError: as `Objective.of`; a loss but cross_entropy and mse; a layer whose gradients aren't known, by name.
     """
-    objective = objective_of(network, inputs, labels, loss, chunk_size, twice=False)
-    if why := unknown_gradients(objective.network, loss) or unlike_samples(objective):
-        raise ValueError(f"{why}; top_eigenvalues gives those of the Hessian of any network")
-    rows = objective.samples * objective.outputs
-    if rows > _GRAM_LIMIT:
-        raise ValueError(
-            f"inputs has {objective.samples} samples, of {objective.outputs} outputs; all eigenvalues are for at most "
-            f"{_GRAM_LIMIT} rows together, take fewer samples or top_eigenvalues"
-        )
+    objective = gram_objective(network, inputs, labels, loss, chunk_size)
     found = []
     for one in objective.each:
         weights = one.network.params.values()
@@ -105,6 +97,22 @@ def gauss_newton_eigenvalues(
         values = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
         found.append(values[: sum(w.numel() for w in weights)].to(next(iter(weights)).dtype))
     return joined(found, objective.network.size)
+
+
+def gram_objective(
+    network: nn.Module | Network, inputs: Tensor, labels: Tensor, loss: Loss, chunk_size: int | None
+) -> Objective:
+    """The objective, once it is seen that its Gram matrix can be had."""
+    objective = objective_of(network, inputs, labels, loss, chunk_size, twice=False)
+    if why := unknown_rows(objective, loss):
+        raise ValueError(f"{why}; top_eigenvalues gives those of the Hessian of any network")
+    rows = objective.samples * objective.outputs
+    if rows > _GRAM_LIMIT:
+        raise ValueError(
+            f"inputs has {objective.samples} samples, of {objective.outputs} outputs; all eigenvalues are for at most "
+            f"{_GRAM_LIMIT} rows together, take fewer samples or top_eigenvalues"
+        )
+    return objective
 
 
 def _require_tolerance(tolerance: float, objective: Objective) -> None:

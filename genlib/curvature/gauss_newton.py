@@ -23,9 +23,11 @@ __all__ = [
     "exact_trace",
     "exact_trace_passes",
     "gram_matrix",
+    "gram_scale",
     "obstacle",
     "squared_gradients",
     "unknown_gradients",
+    "unknown_rows",
     "unlike_samples",
     "with_records",
 ]
@@ -106,6 +108,11 @@ def unlike_samples(objective: Objective) -> str | None:
         return "network: its layers' rows don't belong to one sample each, or weights take part that no layer holds"
     objective.network.passed.add("layers")
     return None
+
+
+def unknown_rows(objective: Objective, loss: Loss = "cross_entropy") -> str | None:
+    """Why the samples' own gradients, of which Gram matrices are made, aren't to be had layer by layer, if not."""
+    return unknown_gradients(objective.network, loss) or unlike_samples(objective)
 
 
 def _batched(layer: nn.Module, x: Tensor) -> bool:
@@ -212,13 +219,19 @@ def _factor(
         signs = torch.eye(classes, dtype=logits.dtype, device=logits.device).unsqueeze(1)
     else:
         signs = rademacher((drawn, n, classes), logits, generator) / drawn**0.5
+    roots = gram_scale(logits, loss) * signs
+    if loss == "mse" or classes == 1:
+        return roots.expand(-1, n, classes)
+    return roots - logits.softmax(1) * roots.sum(-1, keepdim=True)  # diag(p) - ppᵀ = AAᵀ, A's columns √p_c (e_c - p)
+
+
+def gram_scale(logits: Float[Tensor, "n classes"], loss: str) -> Float[Tensor, "n classes"]:
+    """What the loss' slope s in the logits is divided by for the u of S_n u = s, S_n the root in `gram_matrix`."""
     if loss == "mse":
-        return ((2 / classes) ** 0.5 * signs).expand(-1, n, classes)
-    if classes == 1:  # σ(f)(1 − σ(f))
-        return (logits.sigmoid() * (-logits).sigmoid()).sqrt() * signs
-    p = logits.softmax(1)
-    roots = p.sqrt() * signs  # diag(p) - ppᵀ = AAᵀ, column c of A being √p_c (e_c - p)
-    return roots - p * roots.sum(-1, keepdim=True)
+        return torch.full_like(logits, (2 / logits.shape[1]) ** 0.5)
+    if logits.shape[1] == 1:  # σ(f)(1 − σ(f))
+        return (logits.sigmoid() * (-logits).sigmoid()).sqrt()
+    return logits.softmax(1).sqrt()
 
 
 def squared_gradients(

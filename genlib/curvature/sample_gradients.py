@@ -7,7 +7,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from genlib.curvature.gauss_newton import squared_gradients, unknown_gradients, unlike_samples, with_records
+from genlib.curvature.gauss_newton import squared_gradients, unknown_rows, with_records
 from genlib.curvature.products import objective_of
 from genlib.curvature.stacks import joined
 from genlib.network import Network, Params
@@ -24,7 +24,7 @@ __all__ = ["gradient_variance", "variance_of"]
 def variance_of(objective: Objective) -> Float[Tensor, ""]:
     """(1/N) Σ |∇ℓ_n|² − |∇L|², of one network."""
     # Of the layers "mse" says what no loss would change.
-    unknown = unknown_gradients(objective.network, "mse") or unlike_samples(objective)
+    unknown = unknown_rows(objective, "mse")
     square, mean = (_by_samples if unknown else _by_layers)(objective)
     return (square - sum(torch.linalg.vector_norm(g, dtype=torch.float64).square() for g in mean)).clamp(min=0)
 

@@ -28,7 +28,7 @@ _PRODUCT = (DINH_LAYERS, UNITS)
 _RATIO = (LAYERS, DINH_LAYERS, UNITS)
 _INPUTS, _DATA, _WEIGHTS = ("data",), ("data", "labels"), ("layers",)
 _ERROR, _BOTH = (*_DATA, "classes"), (*_DATA, "layers", "margin")
-_PASS = Passes("logits")
+_PASS, _CRITERIA = Passes("logits"), Passes("information_criteria")
 _SIGMA, _SIGMA_MAGNITUDE, _SIGMA_DISPLACEMENT, _RADIUS, _RADIUS_MAGNITUDE, _RADIUS_DISPLACEMENT = (
     Passes("logits", f"{search} {kind}")
     for search in ("sigma", "radius")
@@ -235,6 +235,26 @@ ROWS = (
         r"\text{as above with }w-w^0\text{ for }w,\text{ in the box too}",
         "jiang2020", (*_ERROR, "initial"), _RADIUS_DISPLACEMENT, (),
         lambda s: sharp_magnitude(s.displacement, s.radius("displacement"), s)),
+
+    # Curvature since 2020
+    ("soft_rank", r"\operatorname{rank}_\lambda G", r"\sum_i\kappa_i/(\kappa_i+\lambda),\ \kappa_i"
+        r"\text{ the eigenvalues of the Gauss-Newton matrix }G\text{ over 300 samples at most},\ \lambda=10^{-3}",
+        "shoham2025", _DATA, _CRITERIA, (UNITS,), lambda s: s.information_criteria.soft_rank.double()),
+    ("tic", r"\operatorname{tr}C(G+\lambda)^{-1}", r"\operatorname{tr}C(G+\lambda)^{-1},"
+        r"\ C=\tfrac1m\sum_j\nabla_w\ell_j\nabla_w\ell_j^\top\text{ over the same samples}",
+        "takeuchi1976", _DATA, _CRITERIA, (UNITS,), lambda s: s.information_criteria.tic.double()),
+    ("log_evidence", r"-\ln p(D)", r"m\hat L+\tfrac\alpha2\|w\|_2^2+\tfrac12\sum_i\ln(1+m\kappa_i/\alpha)"
+        r"\text{ over the same samples, }\alpha\text{ where that is least}",
+        "immer2021", _DATA, _CRITERIA, (UNITS,), lambda s: -s.information_criteria.log_evidence.double()),
+    ("batch_sharpness", r"\mathbb E_B\,\hat g_B^\top H_B\hat g_B",
+        r"\mathbb E_B\,g_B^\top H_Bg_B/\|g_B\|_2^2,\ g_B,H_B\text{ of the mean loss over a batch of 64 samples}",
+        "andreyev2024", _DATA, Passes("batch_sharpness"), (UNITS,), lambda s: s.batch_sharpness),
+    ("relative_flatness", r"\kappa", r"\sum_{k,l}\langle w_k,w_l\rangle\operatorname{tr}\nabla_{w_k}\nabla_{w_l}\hat L,"
+        r"\ w_k\text{ the rows of the last layer}",
+        "petzka2021", (*_INPUTS, "classes"), Passes("relative_flatness"), _PRODUCT, lambda s: s.relative_flatness),
+    ("loss_curvature", r"\operatorname{tr}\nabla_x^2\ell",
+        r"\tfrac1m\sum_j\sum_kp_k\|J_k-\sum_lp_lJ_l\|_2^2,\ J_k=\partial f_k(x_j)/\partial x,\ p=p(x_j)",
+        "garg2024", (*_INPUTS, "classes"), Passes("jacobian_norms"), _FUNCTION, lambda s: s.loss_curvature),
 
     # How the training went
     ("steps", r"T", r"\text{steps of the optimizer}",

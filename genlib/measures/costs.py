@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from genlib.curvature import exact_trace_passes
+from genlib.measures.criteria import gram_passes
 from genlib.measures.evaluation import named, require_options
 from genlib.measures.measure import Measure
 from genlib.measures.memory import memory
@@ -51,8 +52,8 @@ def cost(
     of 18 others. A single row may be far off: a radius takes 1 to 7 ascents of 58 passes where 2.5 or 3 are said, a
     deviation 15 to 41 passes for 23 or 27, eigenvalues 18 to 29 products of 6 passes for 21 or 24. `seconds`, passes
     times the time of a forward pass, taken here; of networks so small that the steps between passes count, up to six
-    times as long, and norms of weights are not in it. `bytes`, the peak of memory beyond the network in float32 and the
-    data, by a bound, in a table of these names.
+    times as long, and norms of weights are not in it, nor the eigenvalues of a Gram matrix, some seconds. `bytes`, the
+    peak of memory beyond the network in float32 and the data, by a bound, in a table of these names.
     Rows that lack labels, a start, an epoch, a run, inputs that can be varied or linear pieces cost nothing. What is
     refused for another reason, as for a negative margin, shows when it is measured. A measure of one's own costs what
     its `passes` say.
@@ -94,9 +95,9 @@ def cost(
 def _size(shared: Shared, loss: Loss) -> Size:
     objective, network = shared.unlabelled, shared.network
     linear = {layer.kind for layer in network.layers} <= {"linear", "piecewise linear"}
-    exact = None
+    exact, gram = None, 0.0
     with contextlib.suppress(ValueError):  # of a network without a gradient, which refuses the trace
-        exact = exact_trace_passes(objective, loss)
+        exact, gram = exact_trace_passes(objective, loss), gram_passes(objective, loss)
     return Size(
         objective.samples,
         objective.classes,
@@ -106,6 +107,7 @@ def _size(shared: Shared, loss: Loss) -> Size:
         piecewise=network.graph is not None and linear,
         exact_trace=exact,
         numbers=objective.inputs[0].numel(),
+        gram=gram,
     )
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from genlib.curvature import batch_passes
+from genlib.measures.criteria import GRAM_ROWS, GRAM_SAMPLES
 from genlib.measures.measure import Measure
 from genlib.sharpness.sigma import STEPS
 
@@ -18,7 +20,7 @@ class Size:
 
     `varied`: whether the inputs can be, as indices can't. `piecewise`: whether the network is known to be piecewise
     linear. `k`: eigenvalues. `numbers`: of a sample. `exact_trace`: the passes of `curvature.exact_trace_passes`, None
-    where the trace takes random vectors.
+    where the trace takes random vectors. `gram`: those of `criteria.gram_passes`.
     """
 
     samples: int = 1024
@@ -30,6 +32,7 @@ class Size:
     k: int = 10
     exact_trace: float | None = 11.0
     numbers: int = 25
+    gram: float = 12.0 * GRAM_SAMPLES / 1024
 
     # What searches took as a rule in 30 small networks, half of them piecewise linear.
 
@@ -84,6 +87,13 @@ class Room:
         """The points of the ellipses that are made together, with what is written of those that pass together."""
         points = 256 * min(-(-self.samples // 64), max(1, self.chunk // 256, min(8, 2**16 // max(1, self.row))))
         return 2 * points * self.row + min(points, 2 * 2048) * self.of_sample
+
+    @property
+    def gram(self) -> float:
+        """A Gram matrix and its factors in float64, the gradients of its rows in one layer, and all cotangents."""
+        count = min(self.samples, GRAM_SAMPLES, GRAM_ROWS // max(1, self.classes))
+        rows = count * self.classes
+        return 40 * rows**2 + 4 * rows * self.weights + 4 * rows * self.of_sample
 
     @property
     def gradients(self) -> int:
@@ -157,6 +167,9 @@ PARTS = {
     "gradient_variance": _variance(),
     "first_gradient_variance": _variance(),
     "fisher_rao": Part(lambda size: 5, times(8, 4)),
+    "information_criteria": Part(lambda size: size.gram, lambda room: times(8, 4)(room) + room.gram),
+    "batch_sharpness": Part(lambda size: batch_passes(size.samples), times(8, 4)),
+    "relative_flatness": Part(lambda size: 1, times(3, 1)),
     **dict.fromkeys(("keskar", "worst_case"), Part(lambda size: 61, times(6, 2))),
     "sam": Part(lambda size: 4, times(4, 2)),
     **{f"sigma {kind}": _search() for kind in ("isotropic", "magnitude", "displacement")},

@@ -252,9 +252,9 @@ class Quantities(LayerQuantities):
 
     @quantity
     def jacobian_norms(self) -> dict[str, Float[Tensor, " samples"]]:
-        """‖J(x)‖_F of the probabilities and of the logits."""
-        both = ("probabilities", "logits")
-        found = sensitivity.jacobian_norms(self.network, self._varied, of=both, **self._at_once)
+        """‖J(x)‖_F of the probabilities and of the logits, and of the root of the cross-entropy's Hessian."""
+        all_three = ("probabilities", "logits", "cross_entropy")
+        found = sensitivity.jacobian_norms(self.network, self._varied, of=all_three, **self._at_once)
         self.passes += 1 + self.unlabelled.classes
         return found
 

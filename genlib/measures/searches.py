@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genlib import curvature, pac_bayes, sharpness
 from genlib.estimates import Eigenpairs, Estimate, Maximum
+from genlib.measures.criteria import Criteria
 from genlib.measures.functions import FunctionQuantities
 from genlib.measures.once import once, quantity
 from genlib.measures.quantities import Quantities
@@ -61,7 +62,7 @@ def _of_one(found: Estimate | Maximum, index: int) -> Estimate | Maximum:
     return replace(found, **{name: t[..., index] for name, t in tensors.items() if isinstance(t, Tensor)})
 
 
-class Shared(FunctionQuantities, Quantities):
+class Shared(Criteria, FunctionQuantities, Quantities):
     """One network's quantities, and what the loss is like nearby.
 
     `stack` is the same of all networks of a stack, if it is one of those, and its place there.

@@ -20,7 +20,7 @@ from genlib.sensitivity.samples import at_once, measurable_inputs
 __all__ = ["jacobian_norms", "mean_squared_jacobian_norm"]
 
 _JACOBIAN_BYTES = 64 * 2**20  # that the Jacobians of one chunk take
-_OUTPUTS = ("probabilities", "logits")
+_OUTPUTS = ("probabilities", "logits", "cross_entropy")
 
 
 @full_precision()
@@ -34,15 +34,18 @@ def jacobian_norms(
 ) -> Float[Tensor, "*models samples"] | dict[str, Float[Tensor, "*models samples"]]:
     """The norm of the Jacobian J(x) = ∂f(x)/∂x of each sample, f the class probabilities or the logits.
 
-    `of`: `probabilities`, `logits`, or a tuple of both, which gives a dict of both from the same passes. `norm`:
-    `frobenius`, or `spectral`, the largest singular value, from the smaller of the Gram matrices JJᵀ and JᵀJ. The
-    probabilities' Jacobian is (diag(p) − ppᵀ) times the logits', with 1 − p written as a sum, so that nothing is lost
-    as p nears 1; a network of one output f counts as the two logits 0 and f. In units of the output over units of the
-    input. A stack shares the inputs.
+    `of`: `probabilities`, `logits`, `cross_entropy`, or a tuple of these, which gives a dict of all from the same
+    passes. `norm`: `frobenius`, or `spectral`, the largest singular value, from the smaller of the Gram matrices JJᵀ
+    and JᵀJ. The probabilities' Jacobian is S = diag(p) − ppᵀ times the logits', with 1 − p written as a sum, so that
+    nothing is lost as p nears 1; a network of one output f counts as the two logits 0 and f. `cross_entropy` takes the
+    rows √p_k (J_k − Σ_l p_l J_l) of the logits' Jacobian: the square of its norm is the trace (of `spectral` the
+    largest eigenvalue) of JᵀSJ, the Gauss-Newton part of the Hessian of that loss in the inputs, which is all of it
+    where logits are piecewise linear in them. In units of the output over units of the input. A stack shares the
+    inputs.
     Cost: 1 + C forward passes, C classes; less for a dense network with more inputs than units in its first layer; for
-    both outputs 2 more where one sample's Jacobian exceeds 64 MB. Memory: the Jacobians of a chunk, by default 64 MB at
-    most, twice for both; Frobenius takes rows alone where one sample's is beyond that, and spectral three matrices of
-    inputs × inputs, where these are fewer than classes, else that one Jacobian.
+    logits beside others 2 more where one sample's Jacobian exceeds 64 MB. Memory: the Jacobians of a chunk, by default
+    64 MB at most, twice for several; Frobenius takes rows alone where one sample's is beyond that, and spectral three
+    matrices of inputs × inputs, where these are fewer than classes, else that one Jacobian.
     ValueError: BatchNorm or dropout in training mode, no data, inputs that are no floating-point numbers, an output
     that isn't [samples, classes] or doesn't depend on the inputs, a norm that isn't finite. Novak et al. 2018.
     """
@@ -55,13 +58,13 @@ def jacobian_norms(
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     for chunk in inputs.split(chunk_size or _chunk_size(network, turned(inputs[:1]), classes, norm)):
         logits, x = _output(network, turned(chunk), names)
-        softmax = _Softmax.of(logits.detach()) if "probabilities" in names else None
+        softmax = _Softmax.of(logits.detach()) if _of_classes(names) else None
         norms = {name: _Norm(norm == "spectral") for name in names}
         for rows in _rows(logits, x, softmax, names):
             for name, row in rows.items():
                 norms[name].add(row)
         for name in names:
-            found[name].append(norms[name].value() * (softmax.rest if name == "probabilities" else 1.0))
+            found[name].append(norms[name].value() * (1.0 if name == "logits" else softmax.factor(name)))
         del logits, x, softmax, norms, rows, row  # the graph, before that of the next chunk is built
     norms = {name: require_finite(torch.cat(parts, -1), "Jacobian norm") for name, parts in found.items()}
     return norms[of] if isinstance(of, str) else norms
@@ -101,6 +104,8 @@ def mean_squared_jacobian_norm(
     Without a generator the signs are always the same.
     Cost: 1 + projections forward passes. ValueError: as `jacobian_norms`, fewer than 2 projections.
     """
+    if of == "cross_entropy":
+        raise ValueError("of is 'cross_entropy'; choose probabilities or logits, or jacobian_norms for it")
     if projections < 2:
         raise ValueError(f"projections is {projections}; draw at least 2, for the error comes from their spread")
     network, inputs = measurable_inputs(network, inputs, chunk_size)
@@ -122,13 +127,19 @@ def mean_squared_jacobian_norm(
 
 def _classes(network: Network, inputs: Tensor, of: tuple[str, ...]) -> int:
     if not of or set(of) - set(_OUTPUTS):
-        raise ValueError(f"of is {of[0] if len(of) == 1 else of!r}; choose probabilities, logits, or both in a tuple")
+        raise ValueError(
+            f"of is {of[0] if len(of) == 1 else of!r}; choose {', '.join(_OUTPUTS)}, or several in a tuple"
+        )
     with torch.no_grad():
         shape = network.apply(network.params, inputs[:1]).shape
     if len(shape) != (2 if network.size is None else 3) or not shape[-1]:
         raise ValueError(f"network: its output has the shape {tuple(shape)}; it must be [samples, classes]")
     require_input_derivatives(network, inputs)
-    return max(shape[-1], 2 if "probabilities" in of else 1)
+    return max(shape[-1], 2 if _of_classes(of) else 1)
+
+
+def _of_classes(names: tuple[str, ...]) -> bool:
+    return set(names) != {"logits"}
 
 
 def _chunk_size(network: Network, inputs: Tensor, classes: int, norm: str = "frobenius") -> int:
@@ -143,7 +154,7 @@ def _chunk_size(network: Network, inputs: Tensor, classes: int, norm: str = "fro
 def _output(network: Network, inputs: Tensor, of: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """The logits, and the inputs that they hang on: each network of a stack has its own copy.
 
-    Of one output the two of its classes, where it is about probabilities.
+    Of one output the two of its classes, where it is about these.
     """
     x = inputs if network.size is None else inputs.expand(network.size, *inputs.shape)
     with torch.enable_grad(), without_recomputation():
@@ -152,7 +163,7 @@ def _output(network: Network, inputs: Tensor, of: tuple[str, ...]) -> tuple[Tens
         logits = network.apply(network.params, x.clone(), inputs_of_each=network.size is not None)
     if not logits.requires_grad:
         raise ValueError("network: its output has no derivative with respect to inputs; remove no_grad or detach")
-    return logits_of_classes(logits) if "probabilities" in of else logits, x
+    return logits_of_classes(logits) if _of_classes(of) else logits, x
 
 
 def _products(
@@ -167,23 +178,30 @@ def _products(
 def _rows(
     logits: Float[Tensor, "*n classes"], x: Tensor, softmax: "_Softmax | None", names: tuple[str, ...]
 ) -> Iterator[dict[str, Float[Tensor, "*n numbers"]]]:
-    """Class by class, the row of each output's Jacobian, that of the probabilities over `rest`."""
-    if "logits" not in names:
-        yield from ({"probabilities": row} for row in _products(logits, x, softmax.rows()))
+    """Class by class, the row of each output's Jacobian, that of a function of the softmax over its `factor`."""
+    if softmax is None:
+        yield from ({"logits": row} for row in _products(logits, x, _units(logits)))
+        return
+    shares = {name: softmax.shares(name).split(1, -1) for name in names if name != "logits"}
+    for k, (row, centred) in enumerate(_centred(logits, x, softmax, "logits" in names)):
+        yield {name: shares[name][k] * centred if name in shares else row for name in names}
+
+
+def _centred(
+    logits: Float[Tensor, "*n classes"], x: Tensor, softmax: "_Softmax", also_logits: bool
+) -> Iterator[tuple[Float[Tensor, "*n numbers"], Float[Tensor, "*n numbers"]]]:
+    """Class by class, the row of the logits' Jacobian, where it is asked for, and what it is above the others' mean."""
+    if not also_logits:
+        yield from ((row, row) for row in _products(logits, x, softmax.centred()))
         return
     rows = _products(logits, x, _units(logits))
-    if softmax is None:
-        yield from ({"logits": row} for row in rows)
-    elif logits.shape[-1] * max(logits.nbytes, x.nbytes) <= _JACOBIAN_BYTES:
+    if logits.shape[-1] * max(logits.nbytes, x.nbytes) <= _JACOBIAN_BYTES:
         jacobian = torch.stack(list(rows), -2)
-        products = softmax.jacobian() @ jacobian
-        for row, product in zip(jacobian.unbind(-2), products.unbind(-2), strict=True):
-            yield {"logits": row, "probabilities": product}
+        yield from zip(jacobian.unbind(-2), (softmax.centering() @ jacobian).unbind(-2), strict=True)
     else:
         of_p, of_q = _products(logits, x, (softmax.p, softmax.q))
-        tops, shares = softmax.top.split(1, -1), softmax.shares.split(1, -1)
-        for row, top, share in zip(rows, tops, shares, strict=True):
-            yield {"logits": row, "probabilities": share * (row - torch.where(top, of_q, of_p))}
+        tops = softmax.top.split(1, -1)
+        yield from ((row, row - torch.where(top, of_q, of_p)) for row, top in zip(rows, tops, strict=True))
 
 
 def _units(logits: Float[Tensor, "*n classes"]) -> Iterator[Float[Tensor, "*n classes"]]:
@@ -209,28 +227,33 @@ class _Softmax(NamedTuple):
         rest = (others.logsumexp(-1) - logits.logsumexp(-1)).exp()
         return cls(top, logits.softmax(-1), others.softmax(-1), rest)
 
-    # The Jacobian diag(p) − ppᵀ over `rest`: row k is q_k (e_k − p), and the top's p (e − q). Its entries are of order
-    # one and free of cancellation, however near the top's p is to 1.
+    # Row k of the Jacobian diag(p) − ppᵀ is p_k (e_k − p), the top's rest p (e − q). Over `rest` its entries are of
+    # order one and free of cancellation, however near the top's p is to 1. Row k of the root of the same is
+    # √p_k (e_k − p), the top's rest √p (e − q), and is taken over √rest.
 
-    @property
-    def shares(self) -> Float[Tensor, "*n classes"]:
-        return torch.where(self.top, self.p, self.q)
+    def factor(self, of: str) -> Float[Tensor, "*n"]:
+        return self.rest if of == "probabilities" else self.rest.sqrt()
 
-    def jacobian(self) -> Float[Tensor, "*n classes classes"]:
+    def shares(self, of: str = "probabilities") -> Float[Tensor, "*n classes"]:
+        if of == "probabilities":
+            return torch.where(self.top, self.p, self.q)
+        return torch.where(self.top, self.rest.unsqueeze(-1) * self.p, self.q).sqrt()
+
+    def centering(self) -> Float[Tensor, "*n classes classes"]:
+        """Row k is e_k less p, or q for the top."""
         centres = torch.where(self.top.unsqueeze(-1), self.q.unsqueeze(-2), self.p.unsqueeze(-2))
-        identity = torch.eye(self.p.shape[-1], dtype=self.p.dtype, device=self.p.device)
-        return self.shares.unsqueeze(-1) * (identity - centres)
+        return torch.eye(self.p.shape[-1], dtype=self.p.dtype, device=self.p.device) - centres
 
-    def rows(self) -> Iterator[Float[Tensor, "*n classes"]]:
-        """Those of the Jacobian, one at a time."""
-        for k, (top, share) in enumerate(zip(self.top.split(1, -1), self.shares.split(1, -1), strict=True)):
+    def centred(self) -> Iterator[Float[Tensor, "*n classes"]]:
+        """The rows of `centering`, one at a time."""
+        for k, top in enumerate(self.top.split(1, -1)):
             row = torch.where(top, self.q, self.p).neg_()
             row[..., k] += 1
-            yield row.mul_(share)
+            yield row
 
     def product(self, v: Float[Tensor, "*n classes"]) -> Float[Tensor, "*n classes"]:
         means = [(shares * v).sum(-1, keepdim=True) for shares in (self.q, self.p)]
-        return self.shares * (v - torch.where(self.top, *means))
+        return self.shares() * (v - torch.where(self.top, *means))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The Hessian's products and largest eigenvalues against the peers, its exact trace against twenty random vectors."""
+"""The Hessian's products, eigenvalues and trace against the peers, and what rests on all eigenvalues against these."""
 
 import contextlib
 import copy
@@ -18,7 +18,13 @@ from timing import Row, medians
 from torch import nn
 
 from genlib import scale
-from genlib.curvature import hessian_vector_product, top_eigenvalues, trace
+from genlib.curvature import (
+    gauss_newton_eigenvalues,
+    hessian_vector_product,
+    information_criteria,
+    top_eigenvalues,
+    trace,
+)
 from genlib.data import load
 from genlib.estimates import Eigenpairs
 from genlib.train import Stop, fit
@@ -40,6 +46,7 @@ def rows() -> list[Row]:
     cnn = _cnn(500)
     return [
         _memory_row(30.0),
+        _criteria_row(*mlp[:2], 300, 1.2),
         _trace_row(*mlp, 8.0),
         _trace_row(*cnn, 1.0),
         _product_row(*mlp, BEYOND_FIRST),
@@ -73,6 +80,20 @@ def _memory_row(vectors: float) -> Row:
     baseline = f"{vectors:.0f} vectors of parameters; in place of passes, vectors"
     case = f"memory: {TOP} of MLP 72-600-600-3, 4 samples"
     return Row("top_eigenvalues", case, baseline, vectors / found, 1.0, found, vectors)
+
+
+def _criteria_row(network: nn.Sequential, data: Data, samples: int, times: float) -> Row:
+    """Soft rank, TIC and evidence from one Gram matrix, and its eigenvalues alone."""
+    inputs, labels = data[0][:samples], data[1][:samples]
+    theirs, own, once = medians(
+        lambda: gauss_newton_eigenvalues(network, inputs, labels),
+        lambda: information_criteria(network, inputs, labels),
+        torch.no_grad()(lambda: network(inputs)),
+        repeats=3,
+    )
+    baseline = f"gauss_newton_eigenvalues alone, to be within {times} times"
+    case = f"soft rank, TIC and evidence, {MLP}, {samples} samples"
+    return Row("information_criteria", case, baseline, theirs / own, 1 / times, own / once, theirs / once)
 
 
 def _product_row(network: nn.Sequential, data: Data, case: str, beyond_first: float, products: int = 10) -> Row:

@@ -6,11 +6,14 @@ from curvature_cases import PIECEWISE_LINEAR, made
 from torch import nn
 
 from genlib.curvature import (
+    batch_sharpness,
     frobenius_norm,
     gauss_newton_eigenvalues,
     gauss_newton_error,
     hessian_vector_product,
+    information_criteria,
     log_basin_volume,
+    relative_flatness,
     spectral_density,
     top_eigenvalues,
 )
@@ -52,6 +55,9 @@ def test_bad_options_of_the_others_are_refused(kernel, options, message):
         hessian_vector_product,
         lambda *case: top_eigenvalues(*case, 3),
         gauss_newton_eigenvalues,
+        information_criteria,
+        batch_sharpness,
+        lambda module, inputs, labels: relative_flatness(module, inputs),
         frobenius_norm,
         gauss_newton_error,
         spectral_density,

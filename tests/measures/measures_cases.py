@@ -48,11 +48,15 @@ def own_labels(network, inputs):
         return network(inputs).argmax(-1)
 
 
-def loss_at(network, vector, inputs, labels):
+def outputs_at(network, vector, inputs):
     shapes, split = {}, vector.split([p.numel() for p in network.parameters()])
     for (name, p), part in zip(network.named_parameters(), split, strict=True):
         shapes[name] = part.view_as(p)
-    return F.cross_entropy(torch.func.functional_call(network, shapes, (inputs,)), labels)
+    return torch.func.functional_call(network, shapes, (inputs,))
+
+
+def loss_at(network, vector, inputs, labels):
+    return F.cross_entropy(outputs_at(network, vector, inputs), labels)
 
 
 def hessian(network, inputs, labels):

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from measures_cases import CLIMBED, DRAWN, OF_THE_RUN, SEARCHED, SPECTRAL, WIDE, dense, hessian, loss_at
+from measures_cases import CLIMBED, DRAWN, OF_THE_RUN, SEARCHED, SPECTRAL, WIDE, dense, hessian, loss_at, outputs_at
+from scipy import optimize
 from sklearn.metrics import davies_bouldin_score
 from torch import nn
 
@@ -55,6 +56,8 @@ def by_brute_force(network, initial, inputs, labels):
         np.linalg.norm(np.delete(j[label] - j, label, 0)[np.delete(row, label).argmax()])
         for j, row, label in zip(jacobians, logits, labels, strict=True)
     ]
+    curved, gradients = hessian(network, inputs, labels), sample_gradients(network, inputs, labels)
+    g = gradients.mean(0)
     with np.errstate(divide="ignore"):  # where nothing moves the output, no input is far enough
         distances = margins / toward
     q = np.exp(initial(inputs).detach().numpy())
@@ -109,10 +112,14 @@ def by_brute_force(network, initial, inputs, labels):
         "input_margin": np.percentile(distances, 10) ** -2,
         "jacobian_norm": np.mean([np.linalg.norm(j) for j in of_softmax]),
         "input_gradient": np.mean([np.linalg.norm(j) ** 2 for j in jacobians]),
-        "hessian_trace": np.trace(hessian(network, inputs, labels)),
+        "hessian_trace": np.trace(curved),
         "gradient_variance": gradient_variance(network, inputs, labels),
         "first_gradient_variance": gradient_variance(initial, inputs, labels),
         "fisher_rao": fisher_rao(network, inputs, labels),
+        **criteria(network, inputs, p, gradients, -np.log(p[np.arange(m), labels]).mean()),
+        "batch_sharpness": g @ curved @ g / (g @ g),
+        "relative_flatness": relative_flatness(network, curved),
+        "loss_curvature": np.mean([(q[:, None] * (j - q @ j) ** 2).sum() for q, j in zip(p, jacobians, strict=True)]),
         "sam_sharpness": sam(network, inputs, labels),
     }
 
@@ -149,6 +156,30 @@ def gradient_variance(network, inputs, labels):
 def fisher_rao(network, inputs, labels):
     w = nn.utils.parameters_to_vector(network.parameters()).detach().numpy()
     return np.square(sample_gradients(network, inputs, labels) @ w).mean()
+
+
+def criteria(network, inputs, p, gradients, loss):
+    """By the matrices of all parameters; the evidence where it is largest on a grid."""
+    w = nn.utils.parameters_to_vector(network.parameters()).detach()
+    outputs = torch.autograd.functional.jacobian(lambda v: outputs_at(network, v, inputs), w).numpy()
+    m, size = len(p), len(w)
+    G = sum(j.T @ (np.diag(q) - np.outer(q, q)) @ j for q, j in zip(p, outputs, strict=True)) / m
+    inverse = np.linalg.inv(G + 1e-3 * np.eye(size))
+
+    def evidence(t):
+        determinant = np.linalg.slogdet(m * G + np.exp(t) * np.eye(size))[1]
+        return m * loss + np.exp(t) * (w @ w).item() / 2 + (determinant - size * t) / 2
+
+    least = optimize.minimize_scalar(evidence, (-5, 5), options={"xtol": 1e-8})
+    moment = gradients.T @ gradients / m
+    return {"soft_rank": np.trace(G @ inverse), "tic": np.trace(moment @ inverse), "log_evidence": least.fun}
+
+
+def relative_flatness(network, curved):
+    W = network[-1].weight.detach().numpy()
+    size, biases = W.size, len(W)
+    blocks = curved[-size - biases : -biases, -size - biases : -biases].reshape(*W.shape, *W.shape)
+    return (W @ W.T * np.einsum("ksls->kl", blocks)).sum()
 
 
 def sam(network, inputs, labels):

@@ -174,6 +174,7 @@ def test_the_numbers_of_the_catalogue_are_those_of_ten_classes():
     said = {"l2": 0, "inverse_margin": 1, "input_margin": 2, "jacobian_norm": 11, "hessian_trace": 11, "transitions": 4}
     said |= {"gradient_variance": 3, "fisher_rao": 5, "keskar_sharpness": 61, "sam_sharpness": 4, "hessian_norm": 168}
     said |= {"top_eigenvalue": 129, "flatness": 24, "pac_bayes_scaled": 23, "sharpness_flatness": 150}
+    said |= {"soft_rank": 12 * 300 / 1024, "batch_sharpness": 12, "relative_flatness": 1, "loss_curvature": 11}
     assert {name: CATALOGUE[name].passes for name in said} == said
     copied = copy.deepcopy(CATALOGUE["flatness"].passes)
     assert copied == 24 and copied.parts == ("logits", "sigma isotropic")

@@ -12,11 +12,12 @@ from genlib.network import Network
 
 OF_THE_LOSS = (
     *("hessian_trace", "top_eigenvalue", "hessian_norm", "log_volume", "gradient_variance", "first_gradient_variance"),
+    *("soft_rank", "tic", "log_evidence", "batch_sharpness"),
     *("fisher_rao", "keskar_sharpness", "worst_case_sharpness", "sam_sharpness", "pac_bayes_scaled"),
 )
 OF_CLASSES = (
     *("cross_entropy", "negative_entropy", "jacobian_norm", "confidence", "function_distance", "class_separation"),
-    *("mixup_response", "rescaled_kl"),
+    *("mixup_response", "rescaled_kl", "relative_flatness", "loss_curvature"),
     *(name for name, measure in CATALOGUE.items() if "margin" in measure.needs),
     *("flatness", "flatness_magnitude", "pac_bayes_origin", "pac_bayes_start", "pac_bayes_magnitude_origin"),
     *("pac_bayes_magnitude_start", "sharpness_flatness", "sharpness_flatness_magnitude", "sharpness_origin"),

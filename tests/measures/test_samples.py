@@ -91,7 +91,7 @@ def test_a_loader_may_shuffle(measured):
 
 
 OF_INPUTS = {"negative_entropy", "jacobian_norm", "input_gradient", "transitions", "confidence", "function_distance"}
-OF_INPUTS |= {"feature_rank", "local_complexity"}
+OF_INPUTS |= {"feature_rank", "local_complexity", "relative_flatness", "loss_curvature"}
 OF_LABELS = {name for name, measure in CATALOGUE.items() if "data" in measure.needs and name not in OF_INPUTS}
 ALONE = {
     "a tensor": lambda x: x,
@@ -244,7 +244,8 @@ def test_of_whole_numbers_only_what_moves_them_is_missing(measured):
         evaluate(modules[0], (x, labels), initial=modules[1], first_epoch=modules[1], names=names)
         for x in (bytes_, bytes_.double())
     ]
-    moved = ["input_margin", "jacobian_norm", "input_gradient", "transitions", "local_complexity", "mixup_response"]
+    moved = ["input_margin", "jacobian_norm", "input_gradient", "loss_curvature", "transitions", "local_complexity"]
+    moved += ["mixup_response"]
     assert tables[0].loc[moved, "reason"].str.match("inputs is of torch.uint8, .* make them float").all()
     pd.testing.assert_frame_equal(*(table.drop(moved) for table in tables))
     others = {*WIDE, "lipschitz_bound", "rescaled_kl", "class_separation"}  # it casts, and gives all one class

@@ -65,7 +65,8 @@ def table(kind, data, **options):
 
 
 PATHS = ["path", "l1_path", "path_margin", "l1_path_margin", "neyshabur_l1_path", "neyshabur_l2_path"]
-OF_ONE = ["input_margin", "jacobian_norm", "input_gradient", "transitions"]
+GRAM = ["soft_rank", "tic", "log_evidence"]  # of layers that torch.fx has seen
+OF_ONE = ["input_margin", "jacobian_norm", "input_gradient", "transitions", "loss_curvature"]
 OF_ONE += ["spectral_origin", "spectral_start", "spectral_complexity"]
 KEYS = ("image", "words", "mask", "labels")
 FORMS = {
@@ -98,7 +99,8 @@ def test_every_row_is_that_of_all_in_one_tensor(form, expected):
     assert all(torch.equal(a, b) for a, b in zip(given, parts(), strict=True))
     assert found.loc[OF_ONE, "reason"].str.match("inputs are several tensors, .* forward that takes one").all()
     assert found.loc[PATHS, "reason"].str.startswith("network: it takes several inputs, and a path norm").all()
-    found, rows = found.drop(OF_ONE + PATHS), rows.drop(OF_ONE + PATHS)
+    assert found.loc[GRAM, "reason"].str.endswith("top_eigenvalues gives those of the Hessian of any network").all()
+    found, rows = found.drop(OF_ONE + PATHS + GRAM), rows.drop(OF_ONE + PATHS + GRAM)
     assert set(rows.index[rows["reason"] != ""]) == {"steps", "first_steps", "last_steps"}
     pd.testing.assert_frame_equal(found, rows)
 

@@ -8,7 +8,11 @@ from torch import nn
 from genlib import models
 
 PIECEWISE = ("relu", "relu6", "hardtanh", "hardsigmoid")
-OUTPUTS = {"logits": lambda f: f, "probabilities": lambda f: f.softmax(-1)}
+OUTPUTS = {
+    "logits": lambda f: f,
+    "probabilities": lambda f: f.softmax(-1),
+    "cross_entropy": lambda f: f.softmax(-1).detach().sqrt() * (f - (f.softmax(-1).detach() * f).sum(-1, keepdim=True)),
+}
 
 
 class Functional(nn.Module):

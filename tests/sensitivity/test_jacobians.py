@@ -65,6 +65,20 @@ def test_the_square_is_what_small_noise_on_the_input_does_on_average():
     torch.testing.assert_close(squares / epsilon, jacobian_norms(module, inputs).square(), rtol=0.05, atol=0)
 
 
+@pytest.mark.parametrize("name", ["dense", "residual", "pooled", "linear", "functional", "smooth"])
+def test_of_cross_entropy_the_square_is_the_trace_of_its_hessian_in_the_inputs(name):
+    module, inputs = NETWORKS[name]()
+    with torch.no_grad():
+        hessians = vmap(jacrev(jacrev(lambda x: -module(x.unsqueeze(0)).log_softmax(-1)[0, 0])))(inputs)
+    numbers = inputs[0].numel()
+    traces = hessians.view(len(inputs), numbers, numbers).diagonal(dim1=1, dim2=2).sum(1)
+    found = jacobian_norms(module, inputs, of="cross_entropy").square()
+    if name == "smooth":  # of which it is the Gauss-Newton part
+        assert (found - traces).abs().max() > 0.01 * traces.abs().max()
+    else:
+        torch.testing.assert_close(found, traces)
+
+
 @settings(max_examples=40)
 @given(st.integers(0, 10**6), st.floats(0.01, 30), st.sampled_from(list(MATRIX)))
 def test_softmax_at_least_halves_the_norm(seed, scale, norm):
@@ -96,6 +110,10 @@ def test_nothing_cancels_where_a_class_is_nearly_certain(scale, norm):
         logits = module(inputs)
     seen = logits.topk(2).values.diff().squeeze().abs() < 80  # beyond, float32 holds no such probability
     torch.testing.assert_close(found.double()[seen], expected[seen], rtol=1e-3, atol=0)
+    roots = [
+        jacobian_norms(copy.deepcopy(module).to(x), x, of="cross_entropy", norm=norm) for x in (inputs.float(), inputs)
+    ]
+    torch.testing.assert_close(roots[0].double()[seen], roots[1][seen], rtol=1e-3, atol=0)
     assert expected[seen].min() < 1e-8 or scale == 1
 
 
@@ -106,15 +124,15 @@ def test_more_inputs_than_units_are_turned_away(norm):
     for of in OUTPUTS:
         found = jacobian_norms(module, inputs, of=of, norm=norm)
         torch.testing.assert_close(found, MATRIX[norm](jacobians(module, inputs, of)))
-    torch.testing.assert_close(jacobian_norms(Network.stack([module]), inputs, norm=norm)[0], found)
+    torch.testing.assert_close(jacobian_norms(Network.stack([module]), inputs, of=of, norm=norm)[0], found)
 
 
-def test_both_outputs_share_the_passes(monkeypatch):
+def test_all_outputs_share_the_passes(monkeypatch):
     module, inputs = CASES["dense"]()[:2]
     single = {of: jacobian_norms(module, inputs, of=of) for of in OUTPUTS}
     calls, grad = [], torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: calls.append(1) or grad(*args, **kwargs))
-    both = jacobian_norms(module, inputs, of=("logits", "probabilities"))
+    both = jacobian_norms(module, inputs, of=tuple(OUTPUTS))
     torch.testing.assert_close(both, single)
     assert len(calls) == 4  # classes
 
@@ -244,5 +262,7 @@ def test_bad_options_are_refused():
         jacobian_norms(module, inputs, norm="nuclear")
     with pytest.raises(ValueError, match=r"^of is"):
         jacobian_norms(module, inputs, of=())
+    with pytest.raises(ValueError, match=r"^of is 'cross_entropy'; choose probabilities or logits"):
+        mean_squared_jacobian_norm(module, inputs, of="cross_entropy")
     with pytest.raises(ValueError, match=r"^projections is 1"):
         mean_squared_jacobian_norm(module, inputs, projections=1)
