@@ -25,7 +25,7 @@ def last_features(
     """What goes into the dense or convolution layer that gives the outputs, flat, of each sample.
 
     Cost: one forward pass; a stack takes its networks one by one. ValueError: BatchNorm or dropout in training mode, no
-    data, outputs that aren't those of the last such layer that runs, or aren't finite.
+    data, outputs that aren't those of such a layer, or aren't finite.
     """
     network, inputs = measurable(network, inputs, stand_ins(inputs), chunk_size)
     found = [_of_one(one, inputs, chunk_size) for one in network.each]
@@ -43,15 +43,19 @@ def _of_one(network: Network, inputs: Tensor, chunk_size: int) -> Float[Tensor, 
     device = next(iter((network.params | network.buffers).values())).device
     for x, _ in batches(inputs, stand_ins(inputs), chunk_size):
         logits = require_finite(logits_of(module(x.to(device).clone()), len(x)), "output")
-        features, output = met[-1] if met else (x, x)
-        if not met or output.numel() != logits.numel() or not torch.equal(output.reshape(logits.shape), logits):
+        found = [features for features, output in met if _same(output, logits)]
+        if not found:
             raise ValueError(
-                "network: its outputs aren't those of the dense or convolution layer that runs last, so it is not "
-                "known what its last features are; let it end with that layer, and return its outputs"
+                "network: its outputs aren't those of a dense or convolution layer, so it is not known what its last "
+                "features are; let it end with such a layer, and return its outputs"
             )
-        rows.append(features.flatten(1))
+        rows.append(found[-1].flatten(1))
         met.clear()
     return torch.cat(rows)
+
+
+def _same(output: Tensor, logits: Tensor) -> bool:
+    return output.numel() == logits.numel() and torch.equal(output.reshape(logits.shape), logits)
 
 
 def effective_rank(features: Float[Tensor, "*models samples features"]) -> Float[Tensor, "*models"]:

@@ -83,9 +83,9 @@ class Twice(nn.Module):
         (
             nn.Sequential(nn.Linear(4, 3), nn.Tanh()),
             normal(5, 4),
-            "outputs aren't those of the dense or convolution",
+            "outputs aren't those of a dense or convolution",
         ),
-        (Twice(), normal(5, 4), "outputs aren't those of the dense or convolution"),
+        (Twice(), normal(5, 4), "outputs aren't those of a dense or convolution"),
         (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), normal(5, 4), "BatchNorm in training mode"),
         (
             nn.Linear(4, 3),

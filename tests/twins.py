@@ -216,7 +216,7 @@ def _of_classes(logits: Tensor) -> Tensor:
 
 
 def _last_features(network: nn.Module, x: Tensor, logits: Tensor) -> Tensor | None:
-    """What goes into the dense layer or convolution that runs last, if it gives the logits."""
+    """What goes into the dense layer or convolution that gives the logits."""
     met = []
     layers = [part for part in network.modules() if isinstance(part, nn.Linear | _CONVOLUTIONS)]
     hooks = [
@@ -227,9 +227,8 @@ def _last_features(network: nn.Module, x: Tensor, logits: Tensor) -> Tensor | No
         network(x.clone())
     for hook in hooks:
         hook.remove()
-    given, output = met[-1] if met else (x, x)
-    same = bool(met) and output.numel() == logits.numel() and torch.equal(output.reshape(logits.shape), logits)
-    return given.flatten(1) if same else None
+    given = [x for x, out in met if out.numel() == logits.numel() and torch.equal(out.reshape(logits.shape), logits)]
+    return given[-1].flatten(1) if given else None
 
 
 def _davies_bouldin(features: Tensor, y: Tensor) -> float | str:

@@ -62,8 +62,8 @@ REASONS = {
         "Leave it out: `norms.tail_exponents(network, input_shape=…, exclude=…)`.",
     ),
     "labels are all the same": ("All samples are of one class", "Measure samples of two classes at least."),
-    "outputs aren't those of the dense": (
-        "The outputs are not those of the layer that runs last",
+    "outputs aren't those of a dense or": (
+        "The outputs are not those of a dense or convolution layer",
         "Give what enters your last layer to `features.effective_rank` and `features.class_separation`.",
     ),
     "top_eigenvalues gives those of the Hessian": (

@@ -32,7 +32,7 @@ class SAM:
     the constant that they add to T). `base`: sgd, adam, rmsprop, or a class of torch optimizers, to which `fit` gives
     those of its lr, momentum and weight_decay that it takes. For a loop of one's own, `SAM(0.05)(net.parameters(),
     lr=0.1)` is a torch optimizer, whose `step` needs a closure that zeroes the gradients, computes the loss, calls its
-    backward and returns it. Where g = 0 nothing is perturbed. BatchNorm's running statistics, momentum and weight decay
+    backward and returns it; a group of parameters may have a `rho` of its own, of which ‖g‖ is that of all groups. Where g = 0 nothing is perturbed. BatchNorm's running statistics, momentum and weight decay
     are those of θ. Cost a step: 6 forward passes; memory: one more copy of the weights.
     ValueError: rho not positive and finite, an unknown base. Foret et al. 2021.
     """
@@ -168,6 +168,7 @@ class Ascent:
 
     def __init__(self, recipe: SAM, *, kept: Callable[[], AbstractContextManager], stacked: bool = False):
         self.recipe, self.kept, self.stacked = recipe, kept, stacked
+        self.radii: dict[Tensor, float] = {}  # of parameters that have their own
         self.memory: dict[Tensor, Tensor] = {}  # for θ + ε: to allocate it at each step would take a tenth of the time
 
     def gradient(
@@ -201,15 +202,17 @@ class Ascent:
         else:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         # A gradient of zero moves nothing; below this its squares leave the numbers.
-        step = norm.clamp_min_(torch.finfo(norm.dtype).tiny ** 0.5).reciprocal_().mul_(self.recipe.rho)
+        inverse = norm.clamp_min_(torch.finfo(norm.dtype).tiny ** 0.5).reciprocal_()
+        radii = [self.radii.get(p, self.recipe.rho) for p in params]
+        steps = {rho: inverse * rho for rho in set(radii)}
         if magnitudes:
             gradients = torch._foreach_mul(gradients, magnitudes)
         for p in params:
             if p not in self.memory:
                 self.memory[p] = torch.empty_like(p)
         return [
-            torch.addcmul(p, g, over_models(step, g), out=self.memory[p])
-            for p, g in zip(params, gradients, strict=True)
+            torch.addcmul(p, g, over_models(steps[rho], g), out=self.memory[p])
+            for p, g, rho in zip(params, gradients, radii, strict=True)
         ]
 
 
@@ -227,6 +230,10 @@ class _SharpnessAware(torch.optim.Optimizer):
         if closure is None:
             raise ValueError("closure is None; SAM takes two gradients a step: give step a closure that computes them")
         params = [p for group in self.param_groups for p in group["params"]]
+        own = [] if "rho" in self.base.defaults else [group for group in self.param_groups if "rho" in group]
+        for group in own:
+            _require_radius(group["rho"])
+        self.ascent.radii = {p: group["rho"] for group in own for p in group["params"]}
 
         def evaluate() -> tuple[Tensor, Gradients]:
             self.zero_grad()  # also for a closure that forgets to

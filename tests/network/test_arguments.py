@@ -67,7 +67,7 @@ def table(kind, data, **options):
 PATHS = ["path", "l1_path", "path_margin", "l1_path_margin", "neyshabur_l1_path", "neyshabur_l2_path"]
 GRAM = ["soft_rank", "tic", "log_evidence"]  # of layers that torch.fx has seen
 OF_ONE = ["input_margin", "jacobian_norm", "input_gradient", "transitions", "loss_curvature"]
-OF_ONE += ["spectral_origin", "spectral_start", "spectral_complexity"]
+OF_ONE += ["spectral_origin", "spectral_start", "spectral_complexity", "local_complexity", "mixup_response"]
 KEYS = ("image", "words", "mask", "labels")
 FORMS = {
     "a tuple": (Parts, lambda i, w, m, y: ((i, w, m), y)),
@@ -101,7 +101,9 @@ def test_every_row_is_that_of_all_in_one_tensor(form, expected):
     assert found.loc[PATHS, "reason"].str.startswith("network: it takes several inputs, and a path norm").all()
     assert found.loc[GRAM, "reason"].str.endswith("top_eigenvalues gives those of the Hessian of any network").all()
     found, rows = found.drop(OF_ONE + PATHS + GRAM), rows.drop(OF_ONE + PATHS + GRAM)
-    assert set(rows.index[rows["reason"] != ""]) == {"steps", "first_steps", "last_steps"}
+    refused = set(rows.index[rows["reason"] != ""])
+    of_the_run, of_others = {"steps", "first_steps", "last_steps", "training_area"}, {"lipschitz_bound", "rescaled_kl"}
+    assert refused == of_the_run | of_others | {"spectral_alpha"}
     pd.testing.assert_frame_equal(found, rows)
 
 
@@ -152,7 +154,11 @@ def test_of_one_tensor_by_a_name_all_rows_are_there(form):
     x = parts()[0]
     labels = First().double()(x.double()).argmax(1)
     rows = table(First, (x, labels))
-    assert (rows["reason"] != "").sum() == 4  # of one ellipse, and without a run
+    assert set(rows.index[rows["reason"] != ""]) == {
+        *("transitions", "class_separation"),  # of one ellipse, and of one class
+        *("lipschitz_bound", "rescaled_kl", "spectral_alpha"),  # of no chain, nor a wide layer
+        *("steps", "first_steps", "last_steps", "training_area"),
+    }
     pd.testing.assert_frame_equal(table(First, ALONE[form](x, labels)), rows)
 
 

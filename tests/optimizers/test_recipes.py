@@ -43,6 +43,42 @@ def test_sam_on_a_quadratic_by_hand():
     torch.testing.assert_close(p.detach(), expected, rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adadelta])
+def test_a_group_of_parameters_has_its_own_radius(base):
+    start = [torch.tensor([3.0, 0.5], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)]
+    (a, b), plain = (
+        [nn.Parameter(w.clone()) for w in start],
+        [nn.Parameter(w.clone()) for w in start],
+    )
+    optimizer = SAM(0.1, base=base)([{"params": [a]}, {"params": [b], "rho": 0.4}], lr=0.05)
+    own = 0.1 if base is torch.optim.Adadelta else 0.4  # whose own option has the name
+
+    def loss(a, b):
+        return a.square().sum() + (b**4).sum() + a.prod() * b.sum()
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(a, b)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    expected = base([{"params": [plain[0]]}, {"params": [plain[1]], "rho": 0.4}], lr=0.05)
+    g = torch.autograd.grad(loss(*plain), plain)
+    norm = torch.cat([part.flatten() for part in g]).norm()
+    there = [
+        (w + rho * part / norm).detach().requires_grad_() for w, rho, part in zip(plain, (0.1, own), g, strict=True)
+    ]
+    for w, part in zip(plain, torch.autograd.grad(loss(*there), there), strict=True):
+        w.grad = part
+    expected.step()
+    torch.testing.assert_close([a.detach(), b.detach()], [w.detach() for w in plain], rtol=1e-12, atol=0)
+    optimizer.param_groups[1]["rho"] = 0.0
+    if base is torch.optim.SGD:
+        with pytest.raises(ValueError, match=r"^rho is 0\.0; it must be positive and finite"):
+            optimizer.step(closure)
+
+
 BASES = {
     "sgd": (torch.optim.SGD, {"momentum": 0.9}),
     "adam": (torch.optim.Adam, {"betas": (0.9, 0.999)}),
