@@ -14,7 +14,8 @@ CLIMBED = {"keskar_sharpness", "worst_case_sharpness"}  # by an ascent from a pl
 SPECTRAL = {"top_eigenvalue", "log_volume", "hessian_norm"}  # to the tolerance of Lanczos' method
 OF_THE_RUN = {name for name, measure in CATALOGUE.items() if "run" in measure.needs}
 FREE = [name for name, measure in CATALOGUE.items() if measure.passes <= 1 and "run" not in measure.needs]
-BY_CHANCE = DRAWN | SEARCHED | CLIMBED | SPECTRAL | OF_THE_RUN
+SAMPLED = {"learning_coefficient"}  # from a posterior, and refused where the weights are near no minimum
+BY_CHANCE = DRAWN | SAMPLED | SEARCHED | CLIMBED | SPECTRAL | OF_THE_RUN
 LOOKED_UP = [  # exact, too, for more than one pass
     name
     for name, measure in CATALOGUE.items()
