@@ -22,6 +22,7 @@ __all__ = ["LearningCoefficient", "learning_coefficient"]
 
 _STEP = 0.5  # of 1/√κ, κ the largest curvature; beyond 2/√κ there is no law
 _BURN_IN = 5.0  # times 1/√γ: then a direction that γ alone holds has all but 0.2 % of its variance
+_LOOKS = 4  # chains at which the curvature is seen
 _STAGES = (1 / 32, 1 / 8, 1 / 2, 1)  # of the burn-in: curvature grows tenfold away from a minimum, and steps shrink
 _LOCALIZATION = 10.0  # times 1 / mean w²: the prior's deviation is a third of a weight
 _SETTLED = 1.1  # R̂
@@ -71,16 +72,16 @@ def learning_coefficient(
     their size where no data hold them; a smaller one finds flatter directions, and may lead out of the basin.
     Langevin dynamics with momenta (BAOAB of friction 2√γ), gradients of all data, every step a draw; on a normal
     distribution its variance is exact. A step is ½/√(nβλ₁ + γ), λ₁ the largest eigenvalue of the Hessian at w* and,
-    four times during the burn-in, at each chain, where it may be tenfold. The burn-in is 5/√γ of time, or
+    four times during the burn-in, at four chains, where it may be tenfold. The burn-in is 5/√γ of time, or
     10 √(nβλ₁/γ + 1) steps. With γ small against all nβκ draws hang together as long: take more of them.
     `standard_error` is that of the chains' mean, by their spread: t with chains − 1 degrees of freedom. The models of a
     stack, one after the other, share their draws.
-    Cost in forward passes: 3 chains × (1 + burn-in + draws), and some 50 for each of 1 + 4 chains eigenvalues. Memory:
+    Cost in forward passes: 3 chains × (1 + burn-in + draws), and some 50 for each of these 17 eigenvalues. Memory:
     4 times the parameters and a chunk for each chain, and what `curvature.top_eigenvalues` takes.
     ValueError: as `curvature.top_eigenvalues`; draws, chains, inverse_temperature or localization out of range; fewer
     than 3 samples. No minimum: a step 1/(nβλ₁ + γ) along the gradient lowers nβL by more than ½, or λ̂ is below zero by
-    more than twice its error. A chain that leaves the basin: its loss isn't finite, or (w − w*)·∇L(w) is on average less
-    than half of L(w) − L(w*), where a convex function's is no less than the whole. Lau et al. 2023, Leimkuhler &
+    more than twice its error. A chain that leaves the basin: its loss isn't finite, or (w − w*)·∇L(w) is on average
+    less than half of L(w) − L(w*), where a convex function's is no less than the whole. Lau et al. 2023, Leimkuhler &
     Matthews 2013.
     """
     for name, value, least in (("draws", draws, 10), ("chains", chains, 2)):
@@ -139,7 +140,7 @@ def _estimate(chains: Chains, top: Callable[[Params], Eigenpairs], draws: int) -
         for _ in range(steps):
             chains.step(size)
         _require_finite(chains.losses)
-        found = [top({name: w[i] for name, w in chains.weights.items()}) for i in range(count)]
+        found = [top({name: w[i] for name, w in chains.weights.items()}) for i in range(min(count, _LOOKS))]
         steepest = max(steepest, *(pairs.values.item() for pairs in found))
         burn_in, size = burn_in + steps, _size(nbeta, steepest, gamma)
         passes += sum(pairs.passes for pairs in found)

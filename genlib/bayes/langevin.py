@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from genlib.network import Params
+from genlib.network import Params, dense_steps
 from genlib.network.chains import dense_chain, loss_and_gradient
 from genlib.network.losses import LOSSES, Loss
 from genlib.network.objective import Objective, random_params
@@ -87,7 +87,7 @@ def _evaluation(
             return total, summed
 
         return evaluate
-    if objective.together >= count:
+    if dense_steps(network.module) is not None or objective.together >= count:
         buffers = {name: buffer.expand(count, *buffer.shape) for name, buffer in network.buffers.items()}
         return replace(objective, network=replace(network, size=count, buffers=buffers)).gradient
 
