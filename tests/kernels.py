@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from genlib import curvature, features, landscape, margins, norms, optimizers, pac_bayes, sensitivity, sharpness
+from genlib import bayes, curvature, features, landscape, margins, norms, optimizers, pac_bayes, sensitivity, sharpness
 from genlib.measures import CATALOGUE, evaluate
 from genlib.network import Network
 
@@ -112,6 +112,9 @@ def kernels(draws=8, steps=3):
         "relative_flatness": lambda n, s, x, y: curvature.relative_flatness(n, x),
         "spectral_density": lambda n, s, x, y: curvature.spectral_density(n, x, y, steps=4, draws=2),
         "log_basin_volume": lambda n, s, x, y: curvature.log_basin_volume(n, x, y, 3),
+        "learning_coefficient": lambda n, s, x, y: bayes.learning_coefficient(
+            n, x, y, draws=10, chains=2, inverse_temperature=1e-2, localization=1e3
+        ),
         "one_sam_gradient": lambda n, s, x, y: optimizers.one_sam_gradient(n, x, y, 0.05),
         "one_sam_gradient per sample": lambda n, s, x, y: optimizers.one_sam_gradient(
             n, x, y, 0.05, method="per sample"

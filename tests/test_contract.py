@@ -9,7 +9,7 @@ from cases import HostReads
 from kernels import NETWORKS, case, data, kernels
 from torch import nn
 
-from genlib import curvature, features, landscape, margins, norms, optimizers, pac_bayes, sensitivity, sharpness
+from genlib import bayes, curvature, features, landscape, margins, norms, optimizers, pac_bayes, sensitivity, sharpness
 from genlib.network import Network
 from genlib.sharpness import Objective
 
@@ -36,7 +36,7 @@ def same(a, b):
 
 
 def test_every_public_kernel_is_tried():
-    rooms = (norms, margins, features, landscape, sensitivity, curvature, sharpness, pac_bayes, optimizers)
+    rooms = (norms, margins, features, landscape, sensitivity, curvature, sharpness, pac_bayes, bayes, optimizers)
     public = {name: getattr(room, name) for room in rooms for name in room.__all__}
     first = {
         name: next(iter(inspect.signature(function).parameters))

@@ -11,7 +11,7 @@ import pytest
 GENLIB = Path(__file__).parents[1] / "genlib"
 FLOORS = [
     "network estimates scale progress",
-    "norms margins features landscape sensitivity curvature sharpness pac_bayes",
+    "norms margins features landscape sensitivity curvature sharpness pac_bayes bayes",
     "data models train optimizers",
     "measures ranking sweep",
     "book",

@@ -184,6 +184,10 @@ ROWS = (
         lambda s: s.first_gradient_variance),
     ("fisher_rao", r"\|w\|_{\mathrm{fr}}^2", r"\tfrac1m\sum_j\langle w,\nabla_w\ell_j\rangle^2",
         "liang2019", _DATA, Passes("fisher_rao"), _FUNCTION, lambda s: s.fisher_rao),
+    ("learning_coefficient", r"\hat\lambda",
+        r"\tfrac m{\ln m}\big(\mathbb E\hat L(v)-\hat L(w)\big),"
+        r"\ v\sim\exp\big(-\tfrac m{\ln m}\hat L(v)-5\omega\|v-w\|_2^2/\|w\|_2^2\big)",
+        "lau2025", _DATA, Passes("learning_coefficient"), (UNITS,), lambda s: s.learning_coefficient),
     ("keskar_sharpness", r"\phi",
         r"100\,\frac{\max_\nu\hat L(w+\nu)-\hat L(w)}{1+\hat L(w)},\ |\nu_i|\le5\cdot10^{-4}(|w_i|+1)",
         "keskar2017", _DATA, Passes("keskar"), (UNITS,), lambda s: s.keskar().value),

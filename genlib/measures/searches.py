@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from genlib import curvature, pac_bayes, sharpness
+from genlib import bayes, curvature, pac_bayes, sharpness
 from genlib.estimates import Eigenpairs, Estimate, Maximum
 from genlib.measures.criteria import Criteria
 from genlib.measures.functions import FunctionQuantities
@@ -190,6 +190,18 @@ class Shared(Criteria, FunctionQuantities, Quantities):
             square = square + of_each.double().square().sum() / self.samples
         self.passes += 5
         return require_finite(square, "Fisher-Rao norm")
+
+    @quantity
+    def learning_coefficient(self) -> Estimate:
+        """By chains that agree."""
+        found = bayes.learning_coefficient(*self._data, **self._options, generator=self._generator())
+        self.passes += found.passes
+        if not found.converged:
+            raise ValueError(
+                f"network: its chains disagree (R̂ = {found.disagreement:.3g}); bayes.learning_coefficient takes more "
+                "draws, or a larger localization"
+            )
+        return found
 
     @together
     def keskar(self) -> Maximum:

@@ -32,8 +32,9 @@ class SAM:
     the constant that they add to T). `base`: sgd, adam, rmsprop, or a class of torch optimizers, to which `fit` gives
     those of its lr, momentum and weight_decay that it takes. For a loop of one's own, `SAM(0.05)(net.parameters(),
     lr=0.1)` is a torch optimizer, whose `step` needs a closure that zeroes the gradients, computes the loss, calls its
-    backward and returns it; a group of parameters may have a `rho` of its own, of which ‖g‖ is that of all groups. Where g = 0 nothing is perturbed. BatchNorm's running statistics, momentum and weight decay
-    are those of θ. Cost a step: 6 forward passes; memory: one more copy of the weights.
+    backward and returns it; a group of parameters may have a `rho` of its own, while ‖g‖ is that of all groups. Where
+    g = 0 nothing is perturbed. BatchNorm's running statistics, momentum and weight decay are those of θ. Cost a step: 6
+    forward passes; memory: one more copy of the weights.
     ValueError: rho not positive and finite, an unknown base. Foret et al. 2021.
     """
 

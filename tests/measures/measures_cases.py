@@ -16,7 +16,8 @@ SPECTRAL = {"top_eigenvalue", "log_volume", "hessian_norm"}  # to the tolerance 
 OF_THE_RUN = {name for name, measure in CATALOGUE.items() if "run" in measure.needs}
 WIDE = {"spectral_alpha"}  # of layers of 50 units or more
 FREE = [name for name, m in CATALOGUE.items() if m.passes <= 1 and "run" not in m.needs and name not in WIDE | ALONG]
-BY_CHANCE = DRAWN | SEARCHED | CLIMBED | SPECTRAL | OF_THE_RUN
+SAMPLED = {"learning_coefficient"}  # from a posterior, and refused where the weights are near no minimum
+BY_CHANCE = DRAWN | SAMPLED | SEARCHED | CLIMBED | SPECTRAL | OF_THE_RUN
 LOOKED_UP = [  # exact, too, for more than one pass
     name
     for name, measure in CATALOGUE.items()

@@ -7,7 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from measures_cases import CLIMBED, DRAWN, OF_THE_RUN, SEARCHED, SPECTRAL, WIDE, dense, hessian, loss_at, outputs_at
+from measures_cases import (
+    CLIMBED,
+    DRAWN,
+    OF_THE_RUN,
+    SAMPLED,
+    SEARCHED,
+    SPECTRAL,
+    WIDE,
+    dense,
+    hessian,
+    loss_at,
+    outputs_at,
+)
 from scipy import optimize
 from sklearn.metrics import davies_bouldin_score
 from torch import nn
@@ -192,7 +204,7 @@ def sam(network, inputs, labels):
 def test_every_exact_row_equals_its_twin(measured):
     network, initial, inputs, labels, table = measured
     twin = by_brute_force(network, initial, inputs, labels)
-    assert set(twin) == set(CATALOGUE) - DRAWN - SEARCHED - CLIMBED - SPECTRAL - OF_THE_RUN - WIDE
+    assert set(twin) == set(CATALOGUE) - DRAWN - SAMPLED - SEARCHED - CLIMBED - SPECTRAL - OF_THE_RUN - WIDE
     found = table.loc[list(twin), "value"]
     np.testing.assert_allclose(found, list(twin.values()), rtol=1e-9)
     assert (table.loc[list(twin), "standard_error"] == 0).all()
