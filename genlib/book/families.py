@@ -70,6 +70,10 @@ REASONS = {
         "The gradients of each sample are not known layer by layer, so there is no Gram matrix of them",
         "Take `hessian_trace`, `top_eigenvalue` or `batch_sharpness`, which need products with the Hessian alone.",
     ),
+    "is no minimum of its loss": (
+        "The loss is lower around the network, as it may be around one that was never trained, like these",
+        "Train it further.",
+    ),
     "its outputs aren't those of a dense layer": (
         "The outputs are not those of a dense layer, so there is no last layer to look at",
         "Take `hessian_trace`, or `measures.layers` for that of each layer.",
