@@ -41,7 +41,7 @@ BOUNDS = {
         "largest_radius": (7, 2),
         "sam_sharpness": (4, 2),
     },
-    "posterior": {"learning_coefficient": (20, 4)},  # of 2 chains
+    "posterior": {"learning_coefficient": (26, 4)},  # of 2 chains
     "curvature": {
         "relative_flatness": (2, 1),
         "trace": (4, 3),

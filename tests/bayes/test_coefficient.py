@@ -15,7 +15,7 @@ from genlib import bayes
 from genlib import data as datasets
 from genlib.bayes import learning_coefficient
 from genlib.bayes.coefficient import _disagreement
-from genlib.measures import evaluate
+from genlib.measures import cost, evaluate
 from genlib.network import Network
 from genlib.train import Stop, fit
 
@@ -164,6 +164,14 @@ def test_the_row_is_what_the_kernel_finds(trained):
     found = learning_coefficient(network, inputs, labels)
     assert row["value"] == pytest.approx(found.value.item(), rel=1e-6) and row["passes"] == found.passes
     assert row["standard_error"] == pytest.approx(found.standard_error.item(), rel=1e-5) and row["reason"] == ""
+
+
+def test_the_row_costs_about_what_is_said_beforehand(trained):
+    network, inputs, labels = trained
+    bill, table = (f(network, (inputs, labels), names=["learning_coefficient"]) for f in (cost, evaluate))
+    assert (
+        bill["passes"].item() == pytest.approx(table["passes"].item(), rel=0.1) and bill["at_most"].item() == math.inf
+    )
 
 
 def test_the_disagreement_is_that_of_halves():
