@@ -81,12 +81,12 @@ def test_what_lacks_the_start_or_the_run_says_so(measured):
     network, _, inputs, labels, table = measured
     alone = evaluate(network, (inputs, labels), names=WHOLE)
     lacking = {
-        need: [name for name, measure in CATALOGUE.items() if need in measure.needs]
+        need: [name for name, measure in WHOLE.items() if need in measure.needs]
         for need in ("initial", "first_epoch", "run")
     }
     for need, names in lacking.items():
         assert alone.loc[names, "reason"].str.startswith(f"{need} is missing").all()
-    others = [name for name in CATALOGUE if not any(name in names for names in lacking.values())]
+    others = [name for name in WHOLE if not any(name in names for names in lacking.values())]
     assert (alone.loc[others, "reason"] == "").drop(["transitions", *WIDE]).all()
     assert alone.loc["transitions", "reason"].startswith("the standard error is unknown")  # of one ellipse
     assert math.isfinite(alone.loc["transitions", "value"])
@@ -134,7 +134,7 @@ def test_an_unknown_layer_is_left_out_and_named(measured):
     network, initial, inputs, labels, table = measured
     odd, start = (nn.Sequential(*copy.deepcopy(one), Scale().double()) for one in (network, initial))
     found = evaluate(odd, (inputs, labels), initial=start, first_epoch=start, names=WHOLE)
-    layered = [name for name, measure in CATALOGUE.items() if "layers" in measure.needs]
+    layered = [name for name, measure in WHOLE.items() if "layers" in measure.needs]
     of_paths = [name for name in layered if "path" in name]
     over_the_rest = [name for name in layered if name not in {*of_paths, *WIDE, "lipschitz_bound"}]
     said = "over part of the network, without 5 (Scale), which no norm of layers knows: 3.66 % of its parameters"
@@ -146,7 +146,7 @@ def test_an_unknown_layer_is_left_out_and_named(measured):
     assert found.loc[of_paths, "reason"].str.contains("is of type Scale.*register_norm").all()
     for name in ("lipschitz_bound", "rescaled_kl"):
         assert found.loc[name, "reason"].startswith("network is no Sequential of dense layers")
-    others = [name for name in CATALOGUE if name not in layered and table.loc[name, "reason"] == ""]
+    others = [name for name in WHOLE if name not in layered and table.loc[name, "reason"] == ""]
     of_known_gradients = {"soft_rank", "tic", "log_evidence"}
     assert (
         found.loc[list(of_known_gradients), "reason"]

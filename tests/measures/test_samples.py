@@ -11,7 +11,7 @@ from measures_cases import WIDE, dense, inputs_of, own_labels
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from genlib.measures import CATALOGUE, evaluate
+from genlib.measures import evaluate
 from genlib.measures.samples import inputs_and_labels
 from genlib.network import Network
 
@@ -92,7 +92,7 @@ def test_a_loader_may_shuffle(measured):
 
 OF_INPUTS = {"negative_entropy", "jacobian_norm", "input_gradient", "transitions", "confidence", "function_distance"}
 OF_INPUTS |= {"feature_rank", "local_complexity", "relative_flatness", "loss_curvature"}
-OF_LABELS = {name for name, measure in CATALOGUE.items() if "data" in measure.needs and name not in OF_INPUTS}
+OF_LABELS = {name for name, measure in WHOLE.items() if "data" in measure.needs and name not in OF_INPUTS}
 ALONE = {
     "a tensor": lambda x: x,
     "an array": lambda x: x.numpy(),
@@ -107,7 +107,7 @@ ALONE = {
 def test_of_inputs_alone_only_what_needs_labels_is_missing(form, measured):
     network, initial, inputs, _, expected = measured
     table = evaluate(network, ALONE[form](inputs), initial=initial, first_epoch=initial, names=WHOLE)
-    kept = [name for name in CATALOGUE if name not in OF_LABELS]
+    kept = [name for name in WHOLE if name not in OF_LABELS]
     columns = ["value", "standard_error", "reason"]
     pd.testing.assert_frame_equal(table.loc[kept, columns], expected.loc[kept, columns])
     assert table.loc[sorted(OF_LABELS), "reason"].str.startswith("labels are missing; give evaluate inputs and").all()
@@ -117,8 +117,8 @@ def test_of_inputs_alone_only_what_needs_labels_is_missing(form, measured):
 def test_without_data_there_are_the_rows_of_the_weights(measured):
     network, initial, _, _, expected = measured
     table = evaluate(network, initial=initial, first_epoch=initial, input_shape=(5,), names=WHOLE)
-    lacking = [name for name, measure in CATALOGUE.items() if "data" in measure.needs]
-    kept = [name for name in CATALOGUE if name not in lacking]
+    lacking = [name for name, measure in WHOLE.items() if "data" in measure.needs]
+    kept = [name for name in WHOLE if name not in lacking]
     pd.testing.assert_frame_equal(table.loc[kept], expected.loc[kept])
     assert table.loc[lacking, "reason"].str.startswith("data are missing; give evaluate").all()
     without = evaluate(network, initial=initial, names=["l2", "parameter_norm", "product_spectral", "path"])
@@ -239,7 +239,7 @@ def test_of_whole_numbers_only_what_moves_them_is_missing(measured):
     bytes_ = torch.randint(0, 256, (40, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     modules = [Bytes(*network), Bytes(*initial)]
     labels = own_labels(modules[0], bytes_)
-    names = [name for name, measure in CATALOGUE.items() if "run" not in measure.needs]
+    names = [name for name, measure in WHOLE.items() if "run" not in measure.needs]
     tables = [
         evaluate(modules[0], (x, labels), initial=modules[1], first_epoch=modules[1], names=names)
         for x in (bytes_, bytes_.double())
