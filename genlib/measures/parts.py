@@ -146,8 +146,8 @@ PARTS = {
     "gradient_variance": _variance(),
     "first_gradient_variance": _variance(),
     "fisher_rao": Part(lambda size: 5, times(8, 4)),
-    "learning_coefficient": Part(  # 4 chains of 500 draws, after 45 steps as a rule, and 17 eigenvalues
-        lambda size: 12 * 546 + 17 * size.products(5), times(34, 8), lambda size: math.inf
+    "learning_coefficient": Part(  # 4 chains of 500 draws, after 32 steps as a rule, and 17 eigenvalues
+        lambda size: 12 * 533 + 17 * size.products(5), times(36, 8), lambda size: math.inf
     ),
     **dict.fromkeys(("keskar", "worst_case"), Part(lambda size: 61, times(6, 2))),
     "sam": Part(lambda size: 4, times(4, 2)),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+import bayes
 import curvature
 import measures
 import memory
@@ -27,7 +28,7 @@ import training
 RECORD = Path(__file__).with_name("record.json")
 SUBJECTS = {
     module.__name__: module
-    for module in (training, optimizers, norms, sharpness, pac_bayes, curvature, sensitivity, measures, ranking)
+    for module in (training, optimizers, norms, sharpness, pac_bayes, bayes, curvature, sensitivity, measures, ranking)
 }
 
 
