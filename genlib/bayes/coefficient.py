@@ -20,8 +20,8 @@ from genlib.network.precision import full_precision
 
 __all__ = ["LearningCoefficient", "learning_coefficient"]
 
-_STEP = 0.5  # of 1/√κ, κ the largest curvature; beyond 2/√κ there is no law
-_BURN_IN = 5.0  # times 1/√γ: then a direction that γ alone holds has all but 0.2 % of its variance
+_STEP = 0.7  # of 1/√κ, κ the largest curvature that was seen; beyond 2/√κ there is no law, so it may be 8 times κ
+_BURN_IN = 5.0  # times 1/√γ: then a direction that γ alone holds has all but 0.1 % of its variance
 _LOOKS = 4  # chains at which the curvature is seen
 _STAGES = (1 / 32, 1 / 8, 1 / 2, 1)  # of the burn-in: curvature grows tenfold away from a minimum, and steps shrink
 _LOCALIZATION = 10.0  # times 1 / mean w²: the prior's deviation is a third of a weight
@@ -70,10 +70,10 @@ def learning_coefficient(
     d/2 only where γ is small against every nβκ. To compare networks, give all of them the same γ.
     `inverse_temperature`, nβ: n / ln n of n samples. `localization`, γ: 10 d / ‖w*‖², by which weights go a third of
     their size where no data hold them; a smaller one finds flatter directions, and may lead out of the basin.
-    Langevin dynamics with momenta (BAOAB of friction 2√γ), gradients of all data, every step a draw; on a normal
-    distribution its variance is exact. A step is ½/√(nβλ₁ + γ), λ₁ the largest eigenvalue of the Hessian at w* and,
-    four times during the burn-in, at four chains, where it may be tenfold. The burn-in is 5/√γ of time, or
-    10 √(nβλ₁/γ + 1) steps. With γ small against all nβκ draws hang together as long: take more of them.
+    Langevin dynamics with momenta (BAOAB of friction 1.5 √γ), gradients of all data, every step a draw; on a normal
+    distribution its variance is exact, on w₁²w₂² λ̂ is 1 % too large. A step is 0.7/√(nβλ₁ + γ), λ₁ the largest
+    eigenvalue of the Hessian at w* and, four times during the burn-in, at four chains, where it may be tenfold. The
+    burn-in is 5/√γ of time, or 7 √(nβλ₁/γ + 1) steps. With γ small against all nβκ draws hang together as long.
     `standard_error` is that of the chains' mean, by their spread: t with chains − 1 degrees of freedom. The models of a
     stack, one after the other, share their draws.
     Cost in forward passes: 3 chains × (1 + burn-in + draws), and some 50 for each of these 17 eigenvalues. Memory:

@@ -15,9 +15,11 @@ from genlib.network.objective import Objective, random_params
 
 __all__ = ["Chains"]
 
+_FRICTION = 1.5  # times √γ: less or more, and the losses of trained networks hang together for longer
+
 
 class Chains:
-    """Weights w that move by w' = p, p' = −∇U(w) − 2√γ p + √(4√γ) ξ', all from w*, with the momenta p of their law.
+    """Weights w that move by w' = p, p' = −∇U(w) − ηp + √(2η) ξ, η = 1.5 √γ, all from w*, p of its law.
 
     U(w) = nβ L(w) + γ/2 ‖w − w*‖². `losses`: L at the weights of now, `slopes`: (w − w*)·∇L there.
     """
@@ -44,7 +46,7 @@ class Chains:
 
         Where U = κw²/2, w ~ N(0, 1/κ) stays so exactly, whatever the size below 2/√κ.
         """
-        kept = math.exp(-2 * math.sqrt(self.localization) * size)
+        kept = math.exp(-_FRICTION * math.sqrt(self.localization) * size)
         for name, w in self.weights.items():
             p = self._momenta[name]
             p.add_(self.gradient[name], alpha=-size * self.inverse_temperature)

@@ -171,8 +171,8 @@ PARTS = {
     "information_criteria": Part(lambda size: size.gram, lambda room: times(8, 4)(room) + room.gram),
     "batch_sharpness": Part(lambda size: batch_passes(size.samples), times(8, 4)),
     "relative_flatness": Part(lambda size: 1, times(3, 1)),
-    "learning_coefficient": Part(  # 4 chains of 500 draws, after 45 steps as a rule, and 17 eigenvalues
-        lambda size: 12 * 546 + 17 * size.products(5), times(34, 8), lambda size: math.inf, on_request=True
+    "learning_coefficient": Part(  # 4 chains of 500 draws, after 32 steps as a rule, and 17 eigenvalues
+        lambda size: 12 * 533 + 17 * size.products(5), times(36, 8), lambda size: math.inf, on_request=True
     ),
     **dict.fromkeys(("keskar", "worst_case"), Part(lambda size: 61, times(6, 2))),
     "sam": Part(lambda size: 4, times(4, 2)),

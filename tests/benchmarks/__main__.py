@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+import bayes
 import curvature
 import earlier
 import measures
@@ -26,21 +27,8 @@ import torch
 import training
 
 RECORD = Path(__file__).with_name("record.json")
-SUBJECTS = {
-    module.__name__: module
-    for module in (
-        training,
-        optimizers,
-        norms,
-        sharpness,
-        pac_bayes,
-        curvature,
-        sensitivity,
-        measures,
-        ranking,
-        earlier,
-    )
-}
+MODULES = (training, optimizers, norms, sharpness, pac_bayes, bayes, curvature, sensitivity, measures, ranking, earlier)
+SUBJECTS = {module.__name__: module for module in MODULES}
 
 
 def main(names: list[str]) -> None:
