@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 import twins
+from cases import WHOLE
 from grammar import IDIOMS, drawn
 
 from genlib import norms
@@ -23,7 +24,7 @@ DRAWN = [
     "lipschitz_bound",
     *(n for n in CATALOGUE if n.startswith(("flatness", "pac_bayes", "sharpness_"))),
 ]
-NAMES = [name for name, measure in CATALOGUE.items() if "run" not in measure.needs]
+NAMES = [name for name, measure in WHOLE.items() if "run" not in measure.needs]
 
 
 @functools.cache

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from genlib.book.families import ROWS
 from genlib.margins import margins_of_logits
-from genlib.measures import CATALOGUE, evaluate
+from genlib.measures import evaluate
 from genlib.progress import progress
 from genlib.train import Run
 
@@ -201,7 +202,7 @@ def measured(name: str) -> dict:
         data = {**inputs, "labels": labels} if isinstance(inputs, dict) else (inputs, labels)
         history = pd.DataFrame({"step": [1, 2], "loss": [0.1, 0.01]})
         run = Run(network, initial, history, True, 2, 1.0)
-        found = evaluate(network, data, initial=initial, first_epoch=network, run=run, names=CATALOGUE)
+        found = evaluate(network, data, initial=initial, first_epoch=network, run=run, names=ROWS)
     there, partly = found["value"].notna(), found["reason"].str.startswith("over part of the network")
     return {
         "kind": family.kind,

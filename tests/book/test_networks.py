@@ -8,9 +8,8 @@ import re
 
 import pytest
 
-from genlib.book.families import GROUPS, in_words, outcomes, pages
+from genlib.book.families import GROUPS, ROWS, in_words, outcomes, pages
 from genlib.book.networks import ATTENTION, FAMILIES, GATED, RECORD, RECURRENT, measured
-from genlib.measures import CATALOGUE
 
 EVERY = os.environ.get("GENLIB_ALL") == "1"
 FEW = ("Residual MLP", "Vision transformer", "GRU")
@@ -36,7 +35,7 @@ def _faults(record, generated):
     sections = dict(
         re.findall(r":::\{dropdown\} (.*?): \d+ rows\n(.*?):::", generated["the networks one by one"], re.S)
     )
-    starts = [list(CATALOGUE).index(row) for row in GROUPS] + [len(CATALOGUE)]
+    starts = [ROWS.index(row) for row in GROUPS] + [len(ROWS)]
     for name, entry in record.items():
         found = list(outcomes(entry).values())
         family = FAMILIES.get(name)
@@ -50,7 +49,7 @@ def _faults(record, generated):
             }:
                 yield f"{name}: its table says {said}"
         named = re.findall(r"`(\w+)`", sections[name])
-        if sorted(set(named) & set(CATALOGUE)) != sorted(row for row in CATALOGUE if row not in entry["applies"]):
+        if sorted(set(named) & set(ROWS)) != sorted(row for row in ROWS if row not in entry["applies"]):
             yield f"{name}: its section names other rows"
         if entry["code"] not in sections[name] or f"{entry['parameters']:,} parameters" not in sections[name]:
             yield f"{name}: its section says that it was built otherwise"
@@ -105,7 +104,7 @@ def test_a_reason_without_words_is_refused(record):
 
 
 def test_the_groups_begin_at_rows_of_the_catalogue():
-    assert list(GROUPS) == [row for row in CATALOGUE if row in GROUPS] and next(iter(GROUPS)) == next(iter(CATALOGUE))
+    assert list(GROUPS) == [row for row in ROWS if row in GROUPS] and next(iter(GROUPS)) == ROWS[0]
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.kind in PROMISED])
