@@ -149,6 +149,29 @@ def test_criteria_of_unknown_layers_are_refused(name):
         information_criteria(*SMOOTH[name]())
 
 
+class Casting(nn.Module):
+    """Takes images as they are in files, as many do, or casts its outputs."""
+
+    def __init__(self, first=lambda x: x, last=lambda z: z):
+        super().__init__()
+        self.hidden, self.head, self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3), first, last
+
+    def forward(self, x):
+        return self.last(self.head(torch.relu(self.hidden(self.first(x)))))
+
+
+@pytest.mark.parametrize("kernel", [information_criteria, gauss_newton_eigenvalues])
+def test_a_forward_pass_of_fixed_precision_is_refused(kernel):
+    images, labels = torch.arange(28, dtype=torch.uint8).view(7, 4), torch.arange(7) % 3
+    kernel(Casting(), images / 255, labels)  # as the refusal says
+    for network, inputs in (
+        (Casting(lambda x: x.float() / 255), images),
+        (Casting(last=lambda z: z.float()), images / 255),
+    ):
+        with pytest.raises(ValueError, match="^network: its forward pass fixes a precision, as by x.float"):
+            kernel(network, inputs, labels)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
