@@ -52,10 +52,10 @@ def _variance(
 ) -> Float[Tensor, "*models"]:
     """The variance of the mean of h over random rings, Σ_k [(n - 4) Q₀ - 2 (n - 2) Q₁] / (n - 1) over the number².
 
-    With h_ij = μ + a_i + a_j + b_ij in a class of n, Σ_j b_ij = 0, a ring's sum is nμ + Σ b, of variance n·mean(b²), for
-    each a is in it twice. Q₀ = Σ d², Q₁ = Σ d d' of what h and the next one in the ring are above their mean have the
-    expectations (n - 1) β + 2n (n - 2)/(n - 1) α and -(2n - 2)/(n - 2) β + n (n - 4)/(n - 1) α, α and β the means of a²
-    and b².
+    With h_ij = μ + a_i + a_j + b_ij in a class of n, Σ_j b_ij = 0, a ring's sum is nμ + Σ b, of variance n·mean(b²),
+    for each a is in it twice. Of what h and the next one in the ring are above their mean, Q₀ = Σ d², Q₁ = Σ d d': with
+    A = mean(a²) and B = mean(b²) their expectations are (n - 1) B + 2n (n - 2)/(n - 1) A and
+    -2 (n - 1)/(n - 2) B + n (n - 4)/(n - 1) A.
     """
     _, own, sizes = classes.unique(return_inverse=True, return_counts=True)
     n = sizes[own]
