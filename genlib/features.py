@@ -15,6 +15,7 @@ from genlib.network.precision import full_precision
 __all__ = ["class_separation", "effective_rank", "last_features"]
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+_LOST = 32  # units in the last place of the largest feature: equal inputs give features that differ by a few
 
 
 @full_precision()
@@ -63,12 +64,13 @@ def effective_rank(features: Float[Tensor, "*models samples features"]) -> Float
 
     Between 1 and the smaller of features and samples less 1: how many directions share the variance. p has σ itself in
     RankMe (Garrido et al. 2023), of features that aren't centred, and in Roy & Vetterli (2007).
-    Cost: the eigenvalues of the smaller Gram matrix. Features that are the same for all samples: ValueError.
+    Cost: the eigenvalues of the smaller Gram matrix. Features that are the same for all samples, but for rounding:
+    ValueError.
     """
     x = features.double()
     x = x - x.mean(-2, keepdim=True)
     scale = x.abs().amax((-2, -1), keepdim=True)
-    if not (scale > 1e-12 * features.double().abs().amax((-2, -1), keepdim=True)).all():
+    if not (scale > _rounding(features)).all():
         raise ValueError("features are the same for all samples, and have no rank; measure a network that tells apart")
     x = x / scale
     x = x if x.shape[-2] <= x.shape[-1] else x.mT
@@ -85,7 +87,7 @@ def class_separation(
     c_k is the mean of class k's features, s_k their mean distance from it; float64, over the classes that have samples.
     Natekar & Sharma (2020), who won the competition of NeurIPS 2020 with it times an error on mixtures, take the first
     layer's outputs, pooled, and in their code the mean over l in place of the maximum (Davies & Bouldin 1979).
-    Cost: a product of features and classes. Fewer than two classes, means that coincide: ValueError.
+    Cost: a product of features and classes. Fewer than two classes, means that coincide but for rounding: ValueError.
     """
     x = features.double()
     classes, own = labels.unique(return_inverse=True)
@@ -97,6 +99,11 @@ def class_separation(
     spread = (torch.linalg.vector_norm(x - centres[..., own, :], dim=-1).unsqueeze(-2) @ share).squeeze(-2)
     apart = torch.linalg.vector_norm(centres.unsqueeze(-2) - centres.unsqueeze(-3), dim=-1)
     apart.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
-    if not (apart > 0).all():
+    if not (apart > _rounding(features)).all():
         raise ValueError("features: two classes have the same mean, and lie no distance apart; train the network first")
     return ((spread.unsqueeze(-1) + spread.unsqueeze(-2)) / apart).amax(-1).mean(-1)
+
+
+def _rounding(features: Float[Tensor, "*models samples features"]) -> Float[Tensor, "*models 1 1"]:
+    """Below which a difference of features may be one of rounding alone."""
+    return _LOST * torch.finfo(features.dtype).eps * features.double().abs().amax((-2, -1), keepdim=True)

@@ -138,3 +138,28 @@ def test_classes_that_do_not_lie_apart_are_refused():
         features.class_separation(normal(4, 2), torch.zeros(4).long())
     with pytest.raises(ValueError, match="two classes have the same mean"):
         features.class_separation(torch.zeros(4, 2), torch.arange(4) % 2)
+
+
+@settings(max_examples=30)
+@given(samples=st.integers(6, 120), units=st.integers(1, 5), seed=st.integers(0, 99), single=st.booleans())
+def test_what_differs_by_rounding_alone_is_the_same(samples, units, seed, single):
+    """Of equal rows in another order each class has the same mean, though not to the last digit."""
+    dtype, labels = (torch.float32 if single else torch.float64), torch.arange(samples) % 3
+    x = normal(samples, units, seed=seed).to(dtype)
+    constant = (x[:1] * (1 + torch.finfo(dtype).eps * torch.randint(-2, 3, (samples, 1)))).to(dtype)
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    alike, of_two = torch.cat([x, x[order]]), torch.arange(2).repeat_interleave(samples)
+    with pytest.raises(ValueError, match="features are the same for all samples"):
+        features.effective_rank(constant)
+    for rows, classes in ((constant, labels), (alike, of_two)):
+        with pytest.raises(ValueError, match="two classes have the same mean"):
+            features.class_separation(rows, classes)
+
+
+def test_a_network_that_tells_no_input_apart_has_neither_rank_nor_classes():
+    """Rows of one matrix product may differ by rounding where the inputs are equal."""
+    network, labels = models.mlp(6, 3, width=9, depth=2, seed=0), torch.arange(101) % 3
+    found = features.last_features(network, torch.ones(101, 6), chunk_size=7)
+    for refused in (lambda: features.effective_rank(found), lambda: features.class_separation(found, labels)):
+        with pytest.raises(ValueError, match="the same"):
+            refused()

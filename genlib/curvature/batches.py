@@ -13,6 +13,7 @@ from genlib.network import Network
 from genlib.network.losses import Loss
 from genlib.network.objective import Objective, seeded_generator
 from genlib.network.precision import full_precision
+from genlib.network.targets import Compared
 
 __all__ = ["batch_passes", "batch_sharpness"]
 
@@ -32,10 +33,11 @@ def batch_sharpness(
     """E_B g_BᵀH_Bg_B/‖g_B‖², g_B and H_B the gradient and the Hessian of the mean loss over a batch B drawn at random.
 
     Training with a step η and without momentum settles where it is 2/η (Andreyev & Beneventano 2024). A batch has no
-    sample twice; the standard error is that over `batches` batches. Where `batch_size` is no less than the number of
-    samples, there is one batch, and the value is exact. The networks of a stack see the same batches.
+    sample twice, and class weights of the loss are over the batch's own sum of them, as in training; the standard error
+    is that over `batches` batches. Where `batch_size` is no less than the number of samples, there is one batch, and
+    the value is exact. The networks of a stack see the same batches.
     Cost: 12 forward passes over each batch. ValueError: as `Objective.of`; the loss `error`; fewer than 2 batches; a
-    batch without a gradient.
+    batch without a gradient, or whose labels are all ignored.
     """
     if batches < 2:
         raise ValueError(f"batches is {batches}; draw at least 2, for the error comes from their spread")
@@ -58,8 +60,9 @@ def batch_passes(samples: int, batch_size: int = 64, batches: int = 16) -> float
 
 
 def _part(objective: Objective, batch: Int[Tensor, " n"]) -> Objective:
-    labels = objective.labels[batch.to(objective.labels.device)]
-    return replace(objective, inputs=objective.inputs[batch], labels=labels)
+    labels, loss = objective.labels[batch.to(objective.labels.device)], objective.loss
+    loss = loss.of_part(labels) if isinstance(loss, Compared) else loss
+    return replace(objective, inputs=objective.inputs[batch], labels=labels, loss=loss)
 
 
 def _along_gradient(objective: Objective) -> Float[Tensor, ""]:

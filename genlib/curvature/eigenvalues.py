@@ -1,6 +1,7 @@
 """The largest eigenvalues of the Hessian, and all of the Gauss-Newton matrix."""
 
 import warnings
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Shaped
@@ -87,7 +88,8 @@ def gauss_newton_eigenvalues(
     samples × classes values the first min(that, parameters) are given. For small data. At a loss of zero, or where it
     is linear, G is the Hessian. Cost: 1 + classes forward passes and about 4 (samples × classes)³ operations; memory:
     four such matrices and one layer's gradients for each row, of a dense layer none. A stack: one after the other.
-    ValueError: as `Objective.of`; a loss but cross_entropy and mse; a layer whose gradients aren't known, by name.
+    ValueError: as `Objective.of`; a loss but cross_entropy and mse; a layer whose gradients aren't known, by name; a
+    forward pass that can't be had in float64.
     """
     objective = gram_objective(network, inputs, labels, loss, chunk_size)
     found = []
@@ -112,7 +114,22 @@ def gram_objective(
             f"inputs has {objective.samples} samples, of {objective.outputs} outputs; all eigenvalues are for at most "
             f"{_GRAM_LIMIT} rows together, take fewer samples or top_eigenvalues"
         )
+    _require_float64(next(objective.each))
     return objective
+
+
+def _require_float64(objective: Objective) -> None:
+    """Refuse a forward pass that has a precision of its own, as one of images in bytes often has. One sample's pass."""
+    alone = replace(objective, inputs=objective.inputs[:1], labels=objective.labels[:1])
+    try:
+        follows = alone.in_float64.logits().dtype is torch.float64
+    except ValueError:  # in the precision of its weights the same pass went through
+        follows = False
+    if not follows:
+        raise ValueError(
+            "network: its forward pass fixes a precision, as by x.float(), and this is computed in float64; take that "
+            "out and give inputs as floats, or take top_eigenvalues"
+        )
 
 
 def _require_tolerance(tolerance: float, objective: Objective) -> None:

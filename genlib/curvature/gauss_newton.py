@@ -328,11 +328,12 @@ def gram_matrix(objective: Objective, loss: str) -> Float[Tensor, "rows rows"]:
 
 
 def _add_products(gram: Float[Tensor, "c n c n"], layer: nn.Module, x: Tensor, delta: Tensor) -> None:
+    own = _own(layer)
     if isinstance(layer, nn.Linear) and x.dim() == 2:
         rows = delta.flatten(0, 1)
-        gram += (rows @ rows.T).view_as(gram) * (x @ x.T + (layer.bias is not None)).unsqueeze(1)
+        gram += (rows @ rows.T).view_as(gram) * (("weight" in own) * (x @ x.T) + ("bias" in own)).unsqueeze(1)
         return
-    if "weight" in _own(layer):
+    if "weight" in own:
         factors = _factors(layer, x, delta)
         if factors is None:
             rows = _slope_gradient(layer, x, delta)
@@ -340,6 +341,6 @@ def _add_products(gram: Float[Tensor, "c n c n"], layer: nn.Module, x: Tensor, d
             a, b = factors
             rows = (a @ b.mT).flatten(2)
         gram += (rows.flatten(0, 1) @ rows.flatten(0, 1).T).view_as(gram)
-    if "bias" in _own(layer):
+    if "bias" in own:
         rows = _bias_gradient(layer, delta).flatten(0, 1)
         gram += (rows @ rows.T).view_as(gram)

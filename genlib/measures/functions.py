@@ -12,7 +12,7 @@ from genlib.network.objective import Objective, stand_ins
 
 __all__ = ["FunctionQuantities"]
 
-_NEIGHBOURHOODS = 64  # samples around which pieces are counted
+_NEIGHBOURHOODS, _AGAIN = 64, 16  # samples around which pieces are counted, and how many of them twice
 
 
 class FunctionQuantities:
@@ -63,13 +63,19 @@ class FunctionQuantities:
 
     @quantity
     def local_complexity(self) -> Estimate:
-        """Units that change piece near a sample, on average over 64 of them."""
+        """Units that change piece near a sample, on average over 64 of them; 16 a second time, for the directions."""
         inputs, generator = self._varied, self._generator()
         chosen = torch.randperm(self.samples, generator=generator, device=self._device)[:_NEIGHBOURHOODS]
         near = inputs[chosen.to(inputs.device)]
-        found = sensitivity.local_complexity(self.network, near, generator=generator, **self._at_once).double()
-        self.passes += 2 * min(25, near[0].numel()) * len(near) / self.samples
-        return Estimate(found.mean(), found.std() / len(found) ** 0.5, 0.0)
+        radius, twice = sensitivity.typical_radius(near), near[:_AGAIN]
+        found = sensitivity.local_complexity(
+            self.network, torch.cat([near, twice]), radius=radius, generator=generator, **self._at_once
+        ).double()
+        first, again = found.split([len(near), len(twice)])
+        self.passes += 2 * min(25, near[0].numel()) * len(found) / self.samples
+        share, of_directions = len(near) / self.samples, (first[: len(twice)] - again).square().mean() / 2
+        variance = ((1 - share) * first.var() + share * of_directions) / len(near)
+        return Estimate(first.mean(), variance.sqrt(), 0.0)
 
     @property
     def training_area(self) -> Float[Tensor, ""]:

@@ -152,9 +152,13 @@ PARTS = {
     "mixup": Part(lambda size: size.varied, lambda room: times(2, 1)(room) + 4 * room.samples * room.row),
     "local_complexity": Part(
         lambda size: (
-            2 * min(25, size.numbers) * min(64, size.samples) / size.samples * (size.varied and size.piecewise)
+            2
+            * min(25, size.numbers)
+            * (min(64, size.samples) + min(16, size.samples))
+            / size.samples
+            * (size.varied and size.piecewise)
         ),
-        lambda room: times(2, 1)(room) + 64 * 4 * 50 * room.row + 2048 * room.of_sample,
+        lambda room: times(2, 1)(room) + 80 * 4 * 50 * room.row + 2048 * room.of_sample,
     ),
     "trace": Part(lambda size: size.products(30) if size.exact_trace is None else size.exact_trace, times(24, 4)),
     "eigenpairs": Part(

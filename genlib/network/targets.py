@@ -47,6 +47,16 @@ class Compared:
         found = self.loss(outputs, targets)
         return found if self.factors is None else self.factors[samples].to(outputs) * found
 
+    def of_part(self, samples: Int[Tensor, " n"]) -> "Compared":
+        """The same of these samples alone, whose weighted mean is over their own weights."""
+        if self.factors is None:
+            return self
+        try:
+            own = self.loss.factors(self.targets[samples.to(self.targets.device)])
+        except ValueError as error:
+            raise ValueError("labels of a batch are all such as loss ignores; leave such samples out") from error
+        return replace(self, factors=own[:1].expand_as(self.factors))
+
     def seen(self, outputs: Float[Tensor, "*models n outputs"], samples: Int[Tensor, "..."]) -> "Compared":
         """The same, once it is seen to be one number a sample, or the mean of these, which it then gives one by one."""
         outputs, samples = _finite_rows(outputs, samples)

@@ -5,7 +5,7 @@ Norms of the input-output Jacobian, and how often a network changes its linear r
 
 from genlib.sensitivity.jacobians import jacobian_norms, mean_squared_jacobian_norm
 from genlib.sensitivity.mixing import mixup_error
-from genlib.sensitivity.neighbourhoods import local_complexity
+from genlib.sensitivity.neighbourhoods import local_complexity, typical_radius
 from genlib.sensitivity.paths import ellipse, random_ellipses, translation_loop
 from genlib.sensitivity.regions import breakpoints, transitions
 
@@ -19,4 +19,5 @@ __all__ = [
     "random_ellipses",
     "transitions",
     "translation_loop",
+    "typical_radius",
 ]

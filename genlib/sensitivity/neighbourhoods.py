@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from genlib.network import Network
 from genlib.network.objective import seeded_generator
-from genlib.network.precision import full_precision
+from genlib.network.precision import full_precision, upcast
 from genlib.sensitivity.pieces import changing_units, require_pieces
 from genlib.sensitivity.samples import at_once, measurable_inputs
 
-__all__ = ["local_complexity"]
+__all__ = ["local_complexity", "typical_radius"]
 
 _SHARE = 0.05  # of the median distance between two samples
 
@@ -41,7 +41,7 @@ def local_complexity(
     require_pieces(network)
     network, inputs = measurable_inputs(network, inputs, chunk_size)
     network.require_known()  # the look at the inputs may have found its graph wrong
-    radius = _typical(inputs) if radius is None else radius
+    radius = typical_radius(inputs) if radius is None else radius
     if not 0 < radius < torch.inf:
         raise ValueError(f"radius is {radius:.4g}; give a positive number, as inputs that differ have one of their own")
     generator = seeded_generator(generator, inputs.device)
@@ -58,8 +58,8 @@ def local_complexity(
     return found[0] if network.size is None else found
 
 
-def _typical(inputs: Float[Tensor, "samples ..."]) -> float:
-    """.05 of the median distance between two samples. One host read."""
+def typical_radius(inputs: Float[Tensor, "samples ..."]) -> float:
+    """.05 of the median distance between two samples. Cost: one host read. ValueError: one sample alone."""
     if len(inputs) < 2:
         raise ValueError("inputs holds one sample, and no distance between two; give the radius")
-    return _SHARE * torch.nn.functional.pdist(inputs.flatten(1)).median().item()
+    return _SHARE * torch.nn.functional.pdist(upcast(inputs).flatten(1)).median().item()

@@ -55,6 +55,28 @@ def test_the_loss_times_a_constant_is_as_much_sharper(seed, widths, scale):
     torch.testing.assert_close(scaled.value, scale * by_the_full_hessian(*case))
 
 
+@pytest.mark.parametrize("options", [{"weight": torch.tensor([0.1, 4.0, 1.0])}, {"ignore_index": 0}])
+def test_the_weights_of_classes_are_over_each_batch(options):
+    """As in training: the loss of torch over a batch is a mean by the weights that are in it."""
+    module, inputs, _ = made(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), (4,), samples=8)
+    labels = torch.tensor([0, 1, 2, 1, 0, 2, 1, 0])
+    loss, params = nn.CrossEntropyLoss(**options).double(), list(module.parameters())
+    exact = []
+    orders = torch.Generator().manual_seed(5)
+    for batch in (torch.randperm(8, generator=orders)[:4] for _ in range(10)):
+        g = torch.autograd.grad(loss(module(inputs[batch]), labels[batch]), params, create_graph=True)
+        along = sum((part * part.detach()).sum() for part in g)
+        h = torch.autograd.grad(along, params)
+        square = sum(part.detach().square().sum() for part in g)
+        exact.append(sum((a * b).sum() for a, b in zip(g, h, strict=True)).detach() / square)
+    for network in (module, Network.stack([module] * 2)):
+        drawn = {"batch_size": 4, "batches": 10, "generator": torch.Generator().manual_seed(5)}
+        found = batch_sharpness(network, inputs, labels, loss=loss, **drawn)
+        torch.testing.assert_close(found.value.flatten()[-1], torch.stack(exact).mean())
+    with pytest.raises(ValueError, match=r"^labels of a batch are all such as loss ignores"):
+        batch_sharpness(module, inputs, labels, batch_size=1, loss=nn.CrossEntropyLoss(ignore_index=0))
+
+
 def test_a_stack_has_each_models_batches():
     built = [PIECEWISE_LINEAR["max pool"](seed) for seed in range(2)]
     modules, (_, inputs, labels) = [module for module, _, _ in built], built[0]

@@ -149,6 +149,57 @@ def test_criteria_of_unknown_layers_are_refused(name):
         information_criteria(*SMOOTH[name]())
 
 
+@pytest.mark.parametrize("name", ["dense", "max pool", "positions"])
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_what_does_not_move_of_a_layer_is_left_out(name, frozen):
+    """As where biases alone are trained, or weights alone."""
+    module, inputs, labels = PIECEWISE_LINEAR[name]()
+    for part, parameter in module.named_parameters():
+        parameter.requires_grad_(not part.endswith(frozen))
+    moving = {part: p for part, p in module.named_parameters() if p.requires_grad}
+
+    def logits(weights, x):
+        return torch.func.functional_call(module, weights, (x.unsqueeze(0),)).squeeze(0)
+
+    jacobians = torch.func.vmap(torch.func.jacrev(logits), (None, 0))(moving, inputs)
+    j = torch.cat([part.flatten(2) for part in jacobians.values()], 2).detach()
+    p = module(inputs).softmax(1).detach()
+    curvature = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+    matrix = (j.mT @ curvature @ j).mean(0)
+    found = information_criteria(Network.of(module).trainable, inputs, labels)
+    damped = matrix + 1e-3 * torch.eye(len(matrix), dtype=torch.float64)
+    torch.testing.assert_close(found.soft_rank, torch.linalg.solve(damped, matrix).trace())
+    slopes = (p - nn.functional.one_hot(labels, p.shape[1])).unsqueeze(1) @ j
+    moment = (slopes.mT @ slopes).mean(0)
+    torch.testing.assert_close(found.tic, torch.linalg.solve(damped, moment).trace())
+    values = torch.linalg.eigvalsh(matrix).flip(0)
+    known = gauss_newton_eigenvalues(Network.of(module).trainable, inputs, labels)
+    torch.testing.assert_close(known, values[: len(known)], rtol=1e-7, atol=1e-12)
+
+
+class Casting(nn.Module):
+    """Takes images as they are in files, as many do, or casts its outputs."""
+
+    def __init__(self, first=lambda x: x, last=lambda z: z):
+        super().__init__()
+        self.hidden, self.head, self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3), first, last
+
+    def forward(self, x):
+        return self.last(self.head(torch.relu(self.hidden(self.first(x)))))
+
+
+@pytest.mark.parametrize("kernel", [information_criteria, gauss_newton_eigenvalues])
+def test_a_forward_pass_of_fixed_precision_is_refused(kernel):
+    images, labels = torch.arange(28, dtype=torch.uint8).view(7, 4), torch.arange(7) % 3
+    kernel(Casting(), images / 255, labels)  # as the refusal says
+    for network, inputs in (
+        (Casting(lambda x: x.float() / 255), images),
+        (Casting(last=lambda z: z.float()), images / 255),
+    ):
+        with pytest.raises(ValueError, match=r"^network: its forward pass fixes"):
+            kernel(network, inputs, labels)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

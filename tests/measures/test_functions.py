@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from measures_cases import dense, inputs_of, own_labels
@@ -44,7 +45,16 @@ def test_of_many_samples_sixty_four_stand_for_all():
     all_of_them = sensitivity.local_complexity(network, inputs, radius=0.05 * distances.median().item()).double()
     assert abs(row["value"] - all_of_them.mean()) < 5 * row["standard_error"]
     assert row["standard_error"] == pytest.approx(all_of_them.std().item() / 8, rel=0.4)
-    assert row["passes"] == pytest.approx(10 * 64 / 500)
+    assert row["passes"] == pytest.approx(10 * 80 / 500)
+
+
+@pytest.mark.parametrize("samples", [20, 60, 90])
+def test_the_error_of_units_near_samples_is_that_of_the_seeds(samples):
+    """Of few samples all are taken, and directions alone are drawn."""
+    network = dense((5, 30, 20, 3))
+    inputs = inputs_of(network, samples)
+    rows = pd.concat([evaluate(network, inputs, names="local_complexity", seed=seed) for seed in range(60)])
+    assert rows["standard_error"].pow(2).mean() ** 0.5 == pytest.approx(rows["value"].std(), rel=0.3)
 
 
 def test_the_exponent_of_spectra_is_the_mean_over_large_layers():

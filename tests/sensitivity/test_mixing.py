@@ -1,6 +1,7 @@
 """The error on mixtures of two samples of one class."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from genlib.sensitivity import mixing, mixup_error
 @given(labels=st.lists(st.integers(0, 3), min_size=3, max_size=20), seed=st.integers(0, 99))
 def test_each_sample_meets_another_one_of_its_class(labels, seed):
     labels = torch.tensor([*labels, labels[0]])
-    first, second = mixing._pairs(labels, torch.Generator().manual_seed(seed))
+    first, after = mixing._rings(labels, torch.Generator().manual_seed(seed))
+    second = first[after]
     everyone = list(range(len(labels)))
     assert sorted(first.tolist()) == sorted(second.tolist()) == everyone
     assert torch.equal(labels[first], labels[second])
@@ -41,8 +43,33 @@ def test_over_many_pairings_it_is_the_error_on_all_pairs():
     found = [mixup_error(network, inputs, labels, generator=torch.Generator().manual_seed(s)) for s in range(300)]
     values = torch.stack([one.value for one in found])
     assert abs(values.mean() - expected) < 4 * values.std() / 300**0.5 and 0.1 < expected < 0.9
-    for one in found[:3]:
-        assert one.standard_error.item() == pytest.approx((one.value * (1 - one.value) / 30).item() ** 0.5)
+    variance = torch.stack([one.standard_error for one in found]).square().mean()
+    assert variance.sqrt().item() == pytest.approx(values.std().item(), rel=0.2)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4, 5, 6])
+def test_the_variance_is_that_over_all_rings(samples):
+    """Of any numbers of pairs, beside a class whose pairs are all alike."""
+    h = normal(samples, samples, seed=samples)
+    h = h + h.T
+    after = (torch.arange(samples) + 1) % samples
+    rings = torch.tensor(list(itertools.permutations(range(samples))))
+    values = torch.stack([h[ring, ring[after]] for ring in rings])
+    both = torch.cat([values, torch.full((len(rings), 3), 0.5, dtype=torch.float64)], 1)
+    classes = torch.tensor([0] * samples + [1] * 3)
+    after = torch.cat([after, samples + torch.tensor([1, 2, 0])])
+    expected = values.sum(1).var(correction=0) / (samples + 3) ** 2
+    torch.testing.assert_close(mixing._variance(both, classes, after).mean(), expected)
+
+
+def test_where_classes_alone_decide_no_choice_of_pairs_matters():
+    network = nn.Linear(3, 2).double()
+    with torch.no_grad():
+        network.weight.zero_()
+        network.bias.copy_(torch.tensor([1.0, 0]))
+    for labels in (torch.arange(40) % 2, torch.arange(42) // 21):
+        found = mixup_error(network, normal(len(labels), 3), labels)
+        assert found.value == 0.5 and found.standard_error == 0
 
 
 def test_a_stack_shares_the_pairs_and_nothing_is_changed():
