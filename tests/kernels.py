@@ -112,8 +112,8 @@ def kernels(draws=8, steps=3):
         "relative_flatness": lambda n, s, x, y: curvature.relative_flatness(n, x),
         "spectral_density": lambda n, s, x, y: curvature.spectral_density(n, x, y, steps=4, draws=2),
         "log_basin_volume": lambda n, s, x, y: curvature.log_basin_volume(n, x, y, 3),
-        "learning_coefficient": lambda n, s, x, y: bayes.learning_coefficient(
-            n, x, y, draws=10, chains=2, inverse_temperature=1e-2, localization=1e2
+        "learning_coefficient": lambda n, s, x, y: bayes.learning_coefficient(  # at a minimum
+            n, x, n(x).detach(), loss="mse", draws=10, chains=2
         ),
         "one_sam_gradient": lambda n, s, x, y: optimizers.one_sam_gradient(n, x, y, 0.05),
         "one_sam_gradient per sample": lambda n, s, x, y: optimizers.one_sam_gradient(

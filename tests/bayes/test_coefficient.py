@@ -1,12 +1,13 @@
 """The learning coefficient: models whose own is known, stacks, and what is refused, on both sides of each line."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
 from bayes_cases import aoyagi_watanabe, of_two_by_two, of_two_weights, product, regression
-from cases import data, dense, flat, residual, unchanged
+from cases import data, dense, flat, permuted, rescaled, residual, unchanged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -104,6 +105,24 @@ def test_steps_of_half_the_size_find_the_same(trained, monkeypatch):
     apart = abs(found.value - finer.value) / torch.hypot(found.standard_error, finer.standard_error)
     assert apart < 4 and found.standard_error < 0.02 * found.value
     assert found.converged and found.disagreement < 1.05
+
+
+def test_it_is_blind_to_the_order_of_neurons_alone(trained):
+    network, inputs, labels = trained
+    found = learning_coefficient(*trained, chains=16)
+
+    def apart(other):
+        then = learning_coefficient(other, inputs, labels, chains=16)
+        return abs(found.value - then.value) / torch.hypot(found.standard_error, then.standard_error)
+
+    assert apart(permuted(network, torch.arange(16).flip(0))) < 4
+    assert apart(rescaled(network, [torch.full((16,), 3.0)])) > 10  # Dinh's, and of each neuron
+    with torch.no_grad():
+        scaled = copy.deepcopy(network)
+        for i, layer in enumerate(scaled[::2], 1):
+            layer.weight.mul_(1.7)
+            layer.bias.mul_(1.7**i)
+    assert apart(scaled) > 10
 
 
 def test_the_error_is_the_spread_of_the_chains(trained):
