@@ -38,21 +38,27 @@ def _of_one(network: Network, inputs: Tensor, chunk_size: int) -> Float[Tensor, 
     for layer in module.modules():
         if isinstance(layer, _WEIGHTED):
             layer.register_forward_hook(
-                lambda _, args, named, output: met.append((args[0] if args else named["input"], output)),
+                lambda _, args, named, output: met.append(_as_now(args[0] if args else named["input"], output)),
                 with_kwargs=True,
             )
     device = next(iter((network.params | network.buffers).values())).device
     for x, _ in batches(inputs, stand_ins(inputs), chunk_size):
         logits = require_finite(logits_of(module(x.to(device).clone()), len(x)), "output")
-        found = [features for features, output in met if _same(output, logits)]
+        found = [features for features, output, then in met if _as_now(features, output)[2] == then
+                 and _same(output, logits)]  # fmt: skip
         if not found:
             raise ValueError(
                 "network: its outputs aren't those of a dense or convolution layer, so it is not known what its last "
-                "features are; let it end with such a layer, and return its outputs"
+                "features are; let it end with such a layer, change nothing of it in place, and return its outputs"
             )
         rows.append(found[-1].flatten(1))
         met.clear()
     return torch.cat(rows)
+
+
+def _as_now(features: Tensor, output: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Both with the number of their changes in place, by which they are seen to be no longer what they were."""
+    return features, output, (features._version, output._version)
 
 
 def _same(output: Tensor, logits: Tensor) -> bool:

@@ -77,6 +77,19 @@ class Twice(nn.Module):
         return self.first(x) + self.second(x)
 
 
+class Normalizing(nn.Module):
+    """Returns features, too, which it scales once the logits have been taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        z = self.body(x)
+        logits = self.head(z)
+        return {"logits": logits, "features": z.div_(z.norm(dim=1, keepdim=True))}
+
+
 @pytest.mark.parametrize(
     ("network", "inputs", "message"),
     [
@@ -85,6 +98,8 @@ class Twice(nn.Module):
             normal(5, 4),
             "outputs aren't those of a dense or convolution",
         ),
+        (Normalizing(), normal(5, 4), "outputs aren't those of a dense or convolution"),
+        (nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True)), normal(5, 4), "outputs aren't those of a dense"),
         (Twice(), normal(5, 4), "outputs aren't those of a dense or convolution"),
         (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), normal(5, 4), "BatchNorm in training mode"),
         (
