@@ -71,7 +71,7 @@ def learning_coefficient(
     `inverse_temperature`, nβ: n / ln n of n samples. `localization`, γ: 10 d / ‖w*‖², by which weights go a third of
     their size where no data hold them; a smaller one finds flatter directions, and may lead out of the basin.
     Langevin dynamics with momenta (BAOAB of friction 1.5 √γ), gradients of all data, every step a draw; on a normal
-    distribution its variance is exact, on w₁²w₂² λ̂ is 1 % too large. A step is 0.7/√(nβλ₁ + γ), λ₁ the largest
+    distribution its variance is exact, on w₁²w₂² λ̂ is ½ % too large. A step is 0.7/√(nβλ₁ + γ), λ₁ the largest
     eigenvalue of the Hessian at w* and, four times during the burn-in, at four chains, where it may be tenfold. The
     burn-in is 5/√γ of time, or 7 √(nβλ₁/γ + 1) steps. With γ small against all nβκ draws hang together as long.
     `standard_error` is that of the chains' mean, by their spread: t with chains − 1 degrees of freedom. The models of a
