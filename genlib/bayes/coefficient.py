@@ -26,7 +26,7 @@ _LOOKS = 4  # chains at which the curvature is seen
 _STAGES = (1 / 32, 1 / 8, 1 / 2, 1)  # of the burn-in: curvature grows tenfold away from a minimum, and steps shrink
 _LOCALIZATION = 10.0  # times 1 / mean w²: the prior's deviation is a third of a weight
 _SETTLED = 1.1  # R̂
-_FALL = 0.5
+_FALL = 0.5  # of nβL, what a direction that the data hold counts
 _MEND = "give a larger localization"
 
 
@@ -67,11 +67,11 @@ def learning_coefficient(
 
     Half the number of directions that the data hold; one in which the loss rises by a higher power than the square
     counts less. Where the Hessian has the eigenvalues κ, and nothing else, λ̂ is ½ Σ nβκ/(nβκ + γ), half the soft rank:
-    d/2 only where γ is small against every nβκ. To compare networks, give all of them the same γ.
+    d/2 of d weights only where γ is small against every nβκ. To compare networks, give all of them the same γ.
     `inverse_temperature`, nβ: n / ln n of n samples. `localization`, γ: 10 d / ‖w*‖², by which weights go a third of
     their size where no data hold them; a smaller one finds flatter directions, and may lead out of the basin.
     Langevin dynamics with momenta (BAOAB of friction 1.5 √γ), gradients of all data, every step a draw; on a normal
-    distribution its variance is exact, on w₁²w₂² λ̂ is 1 % too large. A step is 0.7/√(nβλ₁ + γ), λ₁ the largest
+    distribution its variance is exact, on w₁²w₂² λ̂ is ½ % too large. A step is 0.7/√(nβλ₁ + γ), λ₁ the largest
     eigenvalue of the Hessian at w* and, four times during the burn-in, at four chains, where it may be tenfold. The
     burn-in is 5/√γ of time, or 7 √(nβλ₁/γ + 1) steps. With γ small against all nβκ draws hang together as long.
     `standard_error` is that of the chains' mean, by their spread: t with chains − 1 degrees of freedom. The models of a
