@@ -74,7 +74,10 @@ def _criteria(objective: Objective, loss: str, damping: float) -> list[Float[Ten
         gram, roots = _without_null(gram, roots, scale)
     values = torch.linalg.eigvalsh(gram).clamp(min=0)
     if damping < _FINEST * values[-1]:
-        raise ValueError(f"damping is {damping}, lost beside an eigenvalue of {values[-1]:.3g}; give a larger one")
+        raise ValueError(
+            f"damping is {damping}, lost beside an eigenvalue of {values[-1]:.3g}; give "
+            "information_criteria a larger one"
+        )
     n, square = objective.samples, sum(w.square().sum() for w in objective.network.params.values())
     alpha = _best_precision(n * values, square)
     evidence = -n * mean - alpha * square / 2 - (n * values / alpha).log1p().sum() / 2
