@@ -54,8 +54,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Measures of one network by name: one row each, in their order.
 
-    Unless `names` are given, all that apply but those of the Hessian's spectrum, which take as long as the rest
-    together and only say so; `names=measures.CATALOGUE` has these too.
+    Unless `names` are given, all that apply but those of a spectrum and the learning coefficient, each of which may
+    take as long as the rest together: they only say so, and `names=measures.CATALOGUE` has these too.
 
     `value`, larger where it predicts a larger gap; `standard_error`, 0 where the value is exact; `passes`, the forward
     passes over the data that the row added, for what several measures need is computed once; `reason`, why there is no
@@ -207,10 +207,12 @@ def named(names: Iterable[str] | None) -> list[Measure]:
 def _waiting(measure: Measure) -> Measure:
     """A row that costs nothing, and says how to have its value."""
 
+    passes = f"some {measure.passes:.0f} forward passes"
+    takes = passes if measure.passes > 100 else "a matrix of the products of up to 3,000 gradients"
+
     def compute(shared: Shared) -> NoReturn:
         raise ValueError(
-            f"takes some {measure.passes:.0f} forward passes, so only on request: names=[{measure.name!r}], or "
-            "names=measures.CATALOGUE for all rows"
+            f"takes {takes}, so only on request: names=[{measure.name!r}], or names=measures.CATALOGUE for all rows"
         )
 
     return replace(measure, passes=0, compute=compute)

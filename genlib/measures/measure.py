@@ -51,7 +51,7 @@ class Measure:
 
     @property
     def on_request(self) -> bool:
-        """Whether `evaluate` computes it only when it is named, since it takes longer than all others together."""
+        """Whether `evaluate` computes it only when it is named, since it may take longer than all others together."""
         return getattr(self.passes, "on_request", False)
 
     def __post_init__(self):

@@ -172,7 +172,7 @@ PARTS = {
     "gradient_variance": _variance(),
     "first_gradient_variance": _variance(),
     "fisher_rao": Part(lambda size: 5, times(8, 4)),
-    "information_criteria": Part(lambda size: size.gram, lambda room: times(8, 4)(room) + room.gram),
+    "information_criteria": Part(lambda size: size.gram, lambda room: times(8, 4)(room) + room.gram, on_request=True),
     "batch_sharpness": Part(lambda size: batch_passes(size.samples), times(8, 4)),
     "relative_flatness": Part(lambda size: 1, times(3, 1)),
     "learning_coefficient": Part(  # 4 chains of 500 draws, after 32 steps as a rule, and 17 eigenvalues
