@@ -113,7 +113,7 @@ def kernels(draws=8, steps=3):
         "spectral_density": lambda n, s, x, y: curvature.spectral_density(n, x, y, steps=4, draws=2),
         "log_basin_volume": lambda n, s, x, y: curvature.log_basin_volume(n, x, y, 3),
         "learning_coefficient": lambda n, s, x, y: bayes.learning_coefficient(  # at a minimum
-            n, x, n(x).detach(), loss="mse", draws=10, chains=2
+            n, x, n(x.clone()).detach(), loss="mse", draws=10, chains=2
         ),
         "one_sam_gradient": lambda n, s, x, y: optimizers.one_sam_gradient(n, x, y, 0.05),
         "one_sam_gradient per sample": lambda n, s, x, y: optimizers.one_sam_gradient(
