@@ -11,7 +11,7 @@ from sensitivity_cases import convolutional, dense, normal
 from torch import nn
 
 from genlib.network import Network
-from genlib.sensitivity import local_complexity
+from genlib.sensitivity import local_complexity, typical_radius
 
 
 def around(inputs, radius, directions, seed):
@@ -100,3 +100,12 @@ def test_bad_input_is_refused_by_name(name):
     network, inputs, options, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         local_complexity(network.double(), inputs, **options)
+
+
+def test_the_typical_distance_of_many_samples_takes_no_more_memory_than_that_of_two_thousand(monkeypatch):
+    counts, pdist = [], torch.nn.functional.pdist
+    monkeypatch.setattr(torch.nn.functional, "pdist", lambda x: counts.append(len(x)) or pdist(x))
+    inputs = torch.arange(6001.0).unsqueeze(1)
+    assert typical_radius(inputs) == pytest.approx(0.05 * 6001 * (1 - 0.5**0.5), rel=0.01)  # of uniform numbers
+    assert typical_radius(inputs[:2000]) == pytest.approx(0.05 * 2000 * (1 - 0.5**0.5), rel=0.01)
+    assert counts == [1501, 2000]
