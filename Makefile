@@ -19,7 +19,8 @@ LARGER   = $(word $(shell expr 1 + $$(cat $(SOURCES) | cksum | cut -d ' ' -f 1) 
 JOBS     ?= 2
 TOGETHER := -n $(JOBS) --dist worksteal
 NBMAKE_OPTIONS :=
-NBMAKE   := $(BIN)/pytest --nbmake --nbmake-timeout
+# A process that the machine killed, for its memory say, tells nothing of a chapter: that one runs once more.
+NBMAKE   := $(BIN)/pytest --nbmake --reruns 1 --only-rerun 'TerminatedWorkerError|DeadKernelError' --nbmake-timeout
 PAGES    := $(wildcard chapters/assignments/release/*/*.ipynb chapters/*.md chapters/*.bib chapters/networks.json chapters/_static/*) _config.yml _toc.yml tests/benchmarks/record.json
 # Two builds in one folder would remove each other's files: the second says so and ends.
 ALONE    := $(BIN)/python -m genlib.book.alone $(MAKE) --no-print-directory

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,15 @@ from genlib.book.assemble import configure
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 BUILD_OPTIONS = re.search(r"jupyter-book build \S+ --path-output \S+ (.*)", (ROOT / "Makefile").read_text())[1].split()
+NBMAKE_OPTIONS = re.search(r"pytest (--nbmake .*) --nbmake-timeout", (ROOT / "Makefile").read_text())[1]
+KILLED_ONCE = """
+import pathlib
+from joblib import Parallel, delayed
+first = not pathlib.Path("met").exists()
+pathlib.Path("met").touch()
+if first:
+    Parallel(n_jobs=2)(delayed(exec)("import os; os.kill(os.getpid(), 9)") for _ in range(2))
+"""
 DECIDE = """
 from genlib.book.claims import Claims, paper
 claims = Claims("{}", folder="claims")
@@ -82,6 +92,14 @@ def test_error_differing_verdict_and_sentence_fail(tmp_path):
     assert "ZeroDivisionError" in run.stdout
     assert "paper.1: recorded contradicted, here reproduced" in run.stdout
     assert "03_says: the text says that errors are small (error < limit: 0.25, 0.2)" in run.stdout
+
+
+def test_a_chapter_whose_process_was_killed_runs_once_more_and_one_that_fails_does_not(tmp_path):
+    _notebook(tmp_path / "00_killed.ipynb", KILLED_ONCE)
+    _notebook(tmp_path / "01_error.ipynb", "1 / 0")
+    command = [BIN / "pytest", *shlex.split(NBMAKE_OPTIONS), "-p", "no:cacheprovider", tmp_path]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "1 failed, 1 passed, 1 rerun" in run.stdout
 
 
 def test_book_builds_and_offers_colab_where_there_is_an_address(book):
