@@ -10,11 +10,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
-from genlib.book.assemble import configure
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -53,6 +50,12 @@ def _notebook(path, *cells):
     nbformat.write(notebook, path)
 
 
+def _configure(root, execution, url=""):
+    config = (ROOT / "_config.yml").read_text("utf-8")
+    config = re.sub(r"execute_notebooks: .*", f'execute_notebooks: "{execution}"', config)
+    (root / "_config.yml").write_text(re.sub(r'  url: ".*"', f'  url: "{url}"', config))
+
+
 def _build(root):
     command = [BIN / "jupyter-book", "build", root, *BUILD_OPTIONS]
     return subprocess.run(command, capture_output=True, text=True)
@@ -61,7 +64,7 @@ def _build(root):
 @pytest.fixture
 def book(tmp_path):
     """A book of one page and one chapter, configured like the real one."""
-    shutil.copy(ROOT / "_config.yml", tmp_path)
+    _configure(tmp_path, "off")
     shutil.copytree(ROOT / "chapters/_static", tmp_path / "chapters/_static")
     shutil.copy(ROOT / "chapters/references.bib", tmp_path / "chapters")
     (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: chapters/index\nchapters:\n- file: chapters/01_try\n")
@@ -103,9 +106,7 @@ def test_a_chapter_whose_process_was_killed_runs_once_more_and_one_that_fails_do
 
 
 def test_book_builds_and_offers_colab_where_there_is_an_address(book):
-    config = (book / "_config.yml").read_text()
-    (book / "_config.yml").write_text(re.sub(r'  url: ".*"', '  url: "https://github.com/owner/name"', config))
-    configure(book / "_config.yml")
+    _configure(book, "off", "https://github.com/owner/name")
     run = _build(book)
     assert run.returncode == 0, run.stderr
     chapter = BeautifulSoup((book / "_build/html/chapters/01_try.html").read_text(), "html.parser")
@@ -117,7 +118,6 @@ def test_book_builds_and_offers_colab_where_there_is_an_address(book):
 
 
 def test_broken_references_fail(book):
-    configure(book / "_config.yml")
     broken = {
         "nowhere.md": "[nothing](nowhere.md)",
         "no such term": "{term}`no such term`",
@@ -132,10 +132,7 @@ def test_broken_references_fail(book):
 
 
 def test_sphinx_too_stops_at_a_notebook_that_raises(book):
-    config = yaml.safe_load((book / "_config.yml").read_text())
-    del config["launch_buttons"]
-    config["html"].update(use_issues_button=False, use_repository_button=False)
-    (book / "_config.yml").write_text(yaml.safe_dump(config))
+    _configure(book, "force")
     _notebook(book / "chapters/01_try.ipynb", "1 / 0")
     run = _build(book)
     assert run.returncode != 0

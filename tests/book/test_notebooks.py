@@ -1,5 +1,6 @@
 """The chapters keep the house rules, and the rules notice when they don't."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -7,9 +8,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from rules import guide_faults, notebook_faults, output_faults
 
-from genlib.book.repository import address, chapters, guides, setup_cell
+from genlib.book.repository import address, assignments, chapters, guides, notebooks, setup_cell
 
 ROOT = Path(__file__).parents[2]
+WRITTEN = [ROOT / "README.md", *sorted((ROOT / "chapters").glob("*.md")), *notebooks(ROOT), *assignments(ROOT)]
 EXERCISE = "```{{exercise-start}} •• 10 minutes\n:label: ex-{0}\n```\nWhy is that so?\n```{{exercise-end}}\n```"
 TITLE = """# Title
 **Question.** Why? You will be able to say. **Prerequisites.** None. **Run time.**
@@ -34,6 +36,14 @@ def notebook():
             new_markdown_cell("```{solution-end}\n```"),
         ]
     return new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_a_fence_stands_on_a_line_of_its_own(path):
+    """What follows one that doesn't is within its directive: a figure had half of a page for its legend."""
+    cells = nbformat.read(path, as_version=4).cells if path.suffix == ".ipynb" else []
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"] or [path.read_text("utf-8")]
+    assert [line for text in texts for line in text.splitlines() if re.search(r"[^\s`:].*(```|:::)$", line)] == []
 
 
 @pytest.mark.parametrize("path", chapters(ROOT), ids=lambda path: path.stem)

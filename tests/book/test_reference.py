@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import genlib
-from genlib.book.assemble import SLOT
+from genlib.book.extension import MARKER, REFERENCE
 from genlib.book.reference import reference
 
 CHAPTERS = Path(__file__).parents[2] / "chapters"
@@ -16,8 +16,8 @@ MODULES = sorted(ROOMS - {"book"} | {"book.claims", "book.criteria", "book.plots
 
 
 def test_every_module_has_its_place():
-    slots = [name for page in CHAPTERS.glob("reference_*.md") for name in SLOT.findall(page.read_text("utf-8"))]
-    assert sorted(slots) == MODULES
+    places = [what for page in CHAPTERS.glob("reference_*.md") for what in MARKER.findall(page.read_text("utf-8"))]
+    assert sorted(places) == sorted(REFERENCE + name for name in MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,7 +1,6 @@
 """The generated parts of the book say what the executed chapters and the records say."""
 
 import base64
-import functools
 import json
 import re
 import shutil
@@ -11,22 +10,22 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from genlib import scale
 from genlib.book import claims, criteria, inference
-from genlib.book.assemble import BENCHMARKS, assemble, draw_speed, seconds
 from genlib.book.catalogue import cheat_sheet, words_outside
 from genlib.book.claims import Claims, ours, paper, shown
+from genlib.book.extension import GENERATED, MARKER, filled, write_figures
 from genlib.book.ledger import ledger
 from genlib.book.scoreboard import draw_effects, headline
 from genlib.book.simulations import simulated
+from genlib.book.speed import draw_speed, memory_table, speed_table, timings
+from genlib.book.times import seconds
 from genlib.measures import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
 PIXELS = base64.b64encode(b"pixels").decode()
-ONCE = functools.cache(cheat_sheet)  # of the committed record, the same in every book here
 
 
 def _times(start, end):
@@ -68,9 +67,15 @@ def decide(monkeypatch):
     return write
 
 
-def _cells(page):
-    """The cells of every row of the page's tables."""
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in page.read_text().splitlines()]
+def _page(root, name):
+    """The source of a page as Sphinx gets it."""
+    (path,) = (root / "chapters").glob(f"{name}.*")
+    return filled(root, name, path.read_text("utf-8"))
+
+
+def _cells(text):
+    """The cells of every row of a page's tables."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
 
 
 def _timing(kernel, **changes):
@@ -80,9 +85,8 @@ def _timing(kernel, **changes):
 
 
 @pytest.fixture
-def root(tmp_path, decide, monkeypatch):
+def root(tmp_path, decide):
     """An executed chapter with a figure, and its record at two scales."""
-    monkeypatch.setattr("genlib.book.assemble.cheat_sheet", ONCE)
     (tmp_path / "chapters/claims").mkdir(parents=True)
     pages = ("index", "scoreboard", "criteria_simulated", "execution_times", "how_fast", "catalogue", "cheat_sheet")
     for name in ("_config.yml", *(f"chapters/{page}.md" for page in (*pages, "networks_that_people_have"))):
@@ -109,11 +113,10 @@ def test_execution_time_is_the_sum_over_cells(root):
 
 
 def test_run_times_are_measured_or_recorded(root):
-    assemble(root, "small")
-    title = nbformat.read(root / "chapters/01_memory.ipynb", as_version=4).cells[0].source
+    title = nbformat.reads(_page(root, "01_memory"), as_version=4).cells[0].source
     assert title.endswith("It takes small: 4 s; gpu: 10 min; paper: not measured yet.")
     row = ["[](<01_memory.ipynb>)", "4 s", "10 min", "not measured yet"]
-    assert row in _cells(root / "chapters/execution_times.md")
+    assert row in _cells(_page(root, "execution_times"))
 
 
 def _parts(root):
@@ -148,8 +151,7 @@ def test_corrections_are_over_the_papers_tested_parts_at_one_scale(root):
 
 
 def test_scoreboard_tells_claims_questions_and_facts_apart(root):
-    assemble(root, "small")
-    text = (root / "chapters/scoreboard.md").read_text()
+    text = _page(root, "scoreboard")
     small = text[text.index("At the scale `small`") : text.index("At the scale `gpu`")]
     assert (
         "**4 claims of the papers**: 1 {bdg-success}`reproduced`, 1 {bdg-warning}`partly`, 1 {bdg-info}`no effect of "
@@ -164,8 +166,7 @@ def test_scoreboard_tells_claims_questions_and_facts_apart(root):
 
 
 def test_scoreboard_shows_every_part(root):
-    assemble(root, "small")
-    text = (root / "chapters/scoreboard.md").read_text()
+    text = _page(root, "scoreboard")
     assert "### Memory, at the scale `gpu`" in text
     assert "**`zhang2017.1`** {bdg-success}`reproduced` $|w|$ grows 1. (Section 1; 3 seeds)" in text
     assert "(Section 3, recalled; 3 seeds)" in text
@@ -173,7 +174,7 @@ def test_scoreboard_shows_every_part(root):
     assert "**`zhang2017.6`** $|w|$" in text, "a claim of our questions alone has no verdict"
     assert "\n- *y* (our question): y\n" in text and "\n- *own* (our own): ours holds\n" in text
     assert "3 seeds)\n\n- it rises\n\n" in text
-    rows = {row[0]: row[1:] for row in _cells(root / "chapters/scoreboard.md") if len(row) == 7}
+    rows = {row[0]: row[1:] for row in _cells(_page(root, "scoreboard")) if len(row) == 7}
     low, high = inference.bounded_interval(AGAINST)
     measured, smallest, power, verdict, holm, _ = rows["*slow*"]
     assert (measured, smallest, verdict) == (f"-1.1 ({low:.3g} … {high:.3g})", "0.1", "{bdg-danger}`contradicted`")
@@ -181,13 +182,12 @@ def test_scoreboard_shows_every_part(root):
     assert rows["*b*"][3] == "{bdg-muted}`open`, too small to see with these seeds"
     assert rows["*y*"][3:] == ["{bdg-danger-line}`contradicted`", "–", "–"]
     assert rows["*own*"][1:] == ["–", "–", "{bdg-primary-line}`shown`", "–", "–"]
-    alone = [row for row in _cells(root / "chapters/scoreboard.md") if len(row) == 6]
+    alone = [row for row in _cells(_page(root, "scoreboard")) if len(row) == 6]
     assert "{bdg-primary}`shown`" in [row[3] for row in alone], "a part without a name needs no column for it"
 
 
 def test_scoreboard_has_a_tile_for_every_claim_question_and_fact(root):
-    assemble(root, "small")
-    text = (root / "chapters/scoreboard.md").read_text()
+    text = _page(root, "scoreboard")
     tiles = re.findall(r'class="(tile [\w -]+)" href="#(\S+)".*?>(\d+)<span aria-hidden="true">(.+?)</span>', text)
     small = [(look, n, sign) for look, anchor, n, sign in tiles if anchor == f"small-zhang2017-{n}"]
     assert small == [
@@ -205,8 +205,7 @@ def test_scoreboard_has_a_tile_for_every_claim_question_and_fact(root):
 
 
 def test_scoreboard_says_what_came_out_otherwise(root):
-    assemble(root, "small")
-    lines = [line for line in (root / "chapters/scoreboard.md").read_text().splitlines() if line.startswith("- <a")]
+    lines = [line for line in _page(root, "scoreboard").splitlines() if line.startswith("- <a")]
     assert [re.search(r"<code>(.*?)</code>", line)[1] for line in lines] == [f"zhang2017.{n}" for n in (2, 3, 4)] * 2
     assert "<code>zhang2017.2</code></a> {numref}`fig-b`: " in lines[0]
     assert re.search(r"grows 2\. \{bdg-danger\}`contradicted` \*slow\*, -1\.1 \(.*\)\.$", lines[0])
@@ -222,24 +221,22 @@ def test_a_second_record_is_shown_where_there_is_one_and_doubts_a_claim(root, de
     assert small.loc[("zhang2017.1", ""), ["verdict", "again", "of_claim"]].tolist() == ["reproduced", "open", "partly"]
     assert small.loc[("zhang2017.2", "slow"), ["again", "of_claim"]].tolist() == ["contradicted", "partly"]
     assert parts.loc[parts["scale"] == "gpu", "of_claim"].iloc[0] == "reproduced"
-    assemble(root, "small")
-    text = (root / "chapters/scoreboard.md").read_text()
+    text = _page(root, "scoreboard")
     assert (
         "On generated data 3 parts of the papers were decided a second time, and 1 verdict came out otherwise: " in text
     )
     assert "<code>zhang2017.1</code></a>: reproduced, there open." in text
-    rows = {row[0]: row[1:] for row in _cells(root / "chapters/scoreboard.md") if len(row) == 8}
+    rows = {row[0]: row[1:] for row in _cells(_page(root, "scoreboard")) if len(row) == 8}
     assert (rows["*fits*"][-1], rows["*slow*"][-1]) == ("same", "same")
     assert "on generated data open." in text
 
 
 def test_the_first_page_counts_the_claims(root):
-    assemble(root, "small")
     expected = (
         "At the scale `small` it has put 4 claims of the papers to a test: 1 reproduced, 1 partly, 1 no effect of "
         "interest and open, 1 open. Beside them stand 2 questions of its own, and 2 facts that hold by a theorem"
     )
-    assert expected in (root / "chapters/index.md").read_text()
+    assert expected in _page(root, "index")
     assert expected in headline(_parts(root))
 
 
@@ -247,8 +244,7 @@ def test_the_page_of_simulations_runs_every_tested_criterion(root, decide):
     noise = np.random.default_rng(0).standard_normal((4, 3))
     trend = {"": (paper("it climbs", smallest=0.2), criteria.tau(pd.DataFrame(noise)))}
     decide(root / "chapters/claims", DECIDED | {7: trend})
-    assemble(root, "small")
-    page = root / "chapters/criteria_simulated.md"
+    page = _page(root, "criteria_simulated")
     rows = {row[0]: row[1:] for row in _cells(page) if len(row) == 7 and row[0].startswith("zhang")}
     assert len(rows) == 9
     found = simulated(_parts(root)).query("scale == 'small'").set_index("id")
@@ -259,8 +255,7 @@ def test_the_page_of_simulations_runs_every_tested_criterion(root, decide):
     assert part["power"] == inference.rates(effects.simulated(0.2), 0.2)[0]
     assert rows["zhang2017.7"][:2] == ["Kendall's τ", "3"]
     assert rows["zhang2017.6 *alone* (ours)"][0] == "one number"
-    text = page.read_text()
-    assert "All 9 tested parts, 2,000 simulated runs each." in text and "Of 8 parts the effect of a seed is one" in text
+    assert "All 9 tested parts, 2,000 simulated runs each." in page and "Of 8 parts the effect of a seed is one" in page
 
 
 def test_the_figure_of_effects_is_drawn_and_repeats(tmp_path, decide):
@@ -273,12 +268,12 @@ def test_the_figure_of_effects_is_drawn_and_repeats(tmp_path, decide):
 
 
 def test_named_figures_are_written(root):
-    assemble(root, "small")
+    write_figures(root)
     assert (root / "chapters/figures/landing.png").read_bytes() == b"pixels"
 
 
 @pytest.fixture
-def timings(tmp_path):
+def record(tmp_path):
     rows = [
         _timing("trace", at_least=3.0),
         _timing("norm", error=3e-3, error_at_most=2e-3),
@@ -289,17 +284,15 @@ def timings(tmp_path):
     path = tmp_path / "record.json"
     memory = [{"group": "outputs", "kernel": "margins", "measured": [1.55, 0.7], "at_most": [2, 1]}]
     path.write_text(json.dumps({"environment": environment, "rows": rows, "memory": memory}))
-    return path
+    return timings(path)
 
 
-def test_the_table_of_memory_says_what_was_measured_and_what_is_allowed(root, timings):
-    assemble(root, "small", timings)
-    assert ["`margins`", "1.6", "2", "0.7", "1"] in _cells(root / "chapters/how_fast.md")
+def test_the_table_of_memory_says_what_was_measured_and_what_is_allowed(record):
+    assert ["`margins`", "1.6", "2", "0.7", "1"] in _cells(memory_table(record["memory"]))
 
 
-def test_the_table_of_speed_says_what_was_asked_and_met(root, timings):
-    assemble(root, "small", timings)
-    cells, met, missed = _cells(root / "chapters/how_fast.md"), "{bdg-success}`met`", "{bdg-danger}`missed`"
+def test_the_table_of_speed_says_what_was_asked_and_met(record):
+    cells, met, missed = _cells(speed_table(record)), "{bdg-success}`met`", "{bdg-danger}`missed`"
     assert ["4", "`trace`<br>200 samples", "a loop", "3.14", "9.42", "6.5", f"a ratio of 3 {met}"] in cells
     asked = {row[1].partition("<br>")[0]: row[-1] for row in cells if len(row) == 7}
     assert asked["`norm`"] == f"an error of 0.002 {missed}"
@@ -310,56 +303,49 @@ def test_the_table_of_speed_says_what_was_asked_and_met(root, timings):
 
 
 @pytest.mark.parametrize(("gpu", "text"), [(None, "without a GPU: none was measured"), ("NVIDIA X", "on NVIDIA X")])
-def test_the_machine_of_the_timings_is_named(root, timings, gpu, text):
-    record = json.loads(timings.read_text())
+def test_the_machine_of_the_timings_is_named(record, gpu, text):
     record["environment"]["gpu"] = gpu
-    timings.write_text(json.dumps(record))
-    assemble(root, "small", timings)
-    page = (root / "chapters/how_fast.md").read_text()
+    page = speed_table(record)
     assert f"x86_64, 4 CPU cores of which one was used, {text}" in page
     assert ("none is shown" in page) == (gpu is None)
 
 
-def test_the_figure_of_speed_is_drawn_and_repeats(tmp_path, timings):
-    rows = json.loads(timings.read_text())["rows"]
-    draw_speed(rows, tmp_path / "one.svg")
-    draw_speed(rows, tmp_path / "two.svg")
+def test_the_figure_of_speed_is_drawn_and_repeats(tmp_path, record):
+    draw_speed(record["rows"], tmp_path / "one.svg")
+    draw_speed(record["rows"], tmp_path / "two.svg")
     drawn = (tmp_path / "one.svg").read_bytes()
     assert b"<svg" in drawn and b"nan" not in drawn
     assert drawn == (tmp_path / "two.svg").read_bytes()
 
 
 def test_the_committed_timings_fill_the_page(root):
-    rows = json.loads(BENCHMARKS.read_text("utf-8"))["rows"]
-    assemble(root, "small")
-    named = {row[1].partition("<br>")[0].strip("`") for row in _cells(root / "chapters/how_fast.md") if len(row) == 7}
-    assert named >= {row["kernel"] for row in rows}
+    named = {row[1].partition("<br>")[0].strip("`") for row in _cells(_page(root, "how_fast")) if len(row) == 7}
+    assert named >= {row["kernel"] for row in timings()["rows"]}
 
 
 def test_the_catalogue_has_a_row_for_every_measure(root):
-    assemble(root, "small")
-    rows = [row for row in _cells(root / "chapters/catalogue.md") if len(row) == 2]  # no bar in a formula ends a cell
+    rows = [row for row in _cells(_page(root, "catalogue")) if len(row) == 2]  # no bar in a formula ends a cell
     assert [row[0].partition("<br>")[0].strip("`") for row in rows[2:]] == list(CATALOGUE)
     bibliography = (ROOT / "chapters/references.bib").read_text("utf-8")
     assert all(f"{{{measure.citation}," in bibliography for measure in CATALOGUE.values())
 
 
-@pytest.mark.parametrize("url", ["", "https://github.com/owner/name"])
-def test_buttons_come_with_the_address(root, url):
-    config = yaml.safe_load((root / "_config.yml").read_text())
-    config["repository"]["url"] = url
-    (root / "_config.yml").write_text(yaml.safe_dump(config))
-    assemble(root, "small")
-    config = yaml.safe_load((root / "_config.yml").read_text())
-    assert config["execute"]["execute_notebooks"] == "off"
-    assert ("launch_buttons" in config) == config["html"]["use_issues_button"] == bool(url)
-    assert (f'href="{url}/issues"' in config["html"]["extra_footer"]) == bool(url)
+@pytest.mark.parametrize("name", GENERATED)
+def test_each_page_has_a_place_for_each_of_its_generated_parts(name):
+    wanted = MARKER.findall((ROOT / f"chapters/{name}.md").read_text("utf-8"))
+    assert sorted(wanted) == sorted(GENERATED[name](ROOT))
 
 
-def test_a_page_without_its_slot_is_refused(root):
-    (root / "chapters/scoreboard.md").write_text("# The Scoreboard\n")
-    with pytest.raises(ValueError, match=r"scoreboard\.md"):
-        assemble(root, "small")
+def test_a_place_for_what_is_not_generated_is_refused(root):
+    with pytest.raises(ValueError, match=r"index\.md: nothing is generated as 'the count of cliams'"):
+        filled(root, "index", "% the count of claims goes here\n% the count of cliams goes here\n")
+
+
+def test_a_figure_of_no_executed_chapter_is_a_link_to_it(root):
+    page = "```{figure} figures/landing.*\n:name: fig-landing\n\nA caption.\n```\n\nMore.\n"
+    assert filled(root, "index", page) == "The figure that belongs here is drawn in [](<01_memory.ipynb>).\n\nMore.\n"
+    write_figures(root)
+    assert filled(root, "index", page) == page
 
 
 @pytest.mark.parametrize(
