@@ -191,6 +191,8 @@ def page_faults(page: BeautifulSoup) -> Iterator[str]:
     verbatim = ["pre", "code", "script", "style"]
     if "$$" in "".join(text for text in article.find_all(string=True) if not text.find_parent(verbatim)):
         yield "literal dollar signs in place of a formula"
+    for heading in article.select("figure :is(h1, h2, h3, h4)"):
+        yield f"the heading {heading.get_text()!r} in a figure: its fence isn't closed"
 
 
 def site_faults(root: Path) -> Iterator[str]:
