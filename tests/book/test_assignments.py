@@ -14,22 +14,8 @@ import pytest
 import yaml
 from nbgrader.api import Gradebook
 
-from genlib.book.assignments import (
-    EXAMPLES,
-    HIDDEN,
-    HOME,
-    ROOT,
-    example,
-    grade,
-    grades,
-    main,
-    marks,
-    points_table,
-    read,
-    release,
-    replace_cells,
-    sheets,
-)
+from genlib.book.assignments import EXAMPLES, example, grade, grades, main, release
+from genlib.book.sheets import HIDDEN, HOME, ROOT, marks, points_table, read, replace_cells, sheets
 
 AUTOMATIC = ("kernel-public", "kernel-hidden", "experiment-public", "experiment-hidden")
 BY_HAND = ("question", "proof")
