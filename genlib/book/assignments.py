@@ -13,7 +13,6 @@ code 1.
 
 import argparse
 import csv
-import glob
 import json
 import os
 import re
@@ -104,13 +103,15 @@ def grade(
     sources = {name: checked(source, name) for name, source in sources.items()}
     found, unmatched = collect(submissions, sheets())
     there = [name for name, by_student in found.items() if any(by_student.values())]
-    if not set(names) & set(there):
+    names_there = [name for name in names if name in there]
+    if not names_there:
         raise ValueError(
             f"{submissions} holds submissions to {', '.join(there) or 'no assignment'}, not to {', '.join(names)}; a "
             "file's name must contain that of its assignment"
         )
+    release(names_there, course / "handed_out")  # without the overlay's tests
     api = _nbgrader(course, timeout=timeout)
-    for name in (name for name in names if name in there):
+    for name in names_there:
         _write(sources[name], course / "source", name)
         _succeed(api.generate_assignment(name), name)
         for student, paths in found[name].items():
@@ -139,7 +140,7 @@ def grades(course: Path) -> pd.DataFrame:
             most = {id: cell.metadata.nbgrader.points for id, cell in cells if cell.metadata.nbgrader.grade}
             points, waiting = dict.fromkeys(most, 0.0), 0.0
             if remarks["graded"]:
-                parts = {part.name: part for part in gradebook.find_submission(name, student).notebooks[0].grades}
+                parts = {part.name: part for part in gradebook.find_submission(name, _id(student)).notebooks[0].grades}
                 points = {id: parts[id].score for id in most}
                 waiting = sum(parts[id].max_score for id in most if parts[id].needs_manual_grade)
             rows.append({"student": student, "assignment": name} | points)
@@ -165,18 +166,23 @@ def _autograde(api: NbGraderAPI, paths: list[Path], student: str, name: str, dea
     course = Path(api.coursedir.root)
     text = [f"graded {paths[0].name!r}, not {', '.join(repr(path.name) for path in paths[1:])}"] if paths[1:] else []
     try:
-        notebook, remarks = rebuild(read_submission(paths[0]), read(course / "release", name))
-        _write(notebook, course / "submitted" / student, name)
+        notebook, remarks = rebuild(read_submission(paths[0]), read(course / "handed_out", name))
+        _write(notebook, course / "submitted" / _id(student), name)
         text += remarks + (late(paths[0], deadline) if deadline else [])
     except Exception as error:  # whatever is wrong in one file, the others are graded
         return {"graded": False, "text": [*text, f"could not be graded: {type(error).__name__}: {str(error)[:200]}"]}
-    outcome = api.autograde(name, glob.escape(student))
+    outcome = api.autograde(name, _id(student))
     if not outcome["success"]:
         return {"graded": False, "text": [f"could not be graded: {_reason(outcome)}", *text]}
     signed = STUDENT.search(marks(notebook)["student"].source)
     if signed is None or signed[2] != student:
         text.insert(0, "not signed" if signed is None else f"signed {signed[2]!r}")
     return {"graded": True, "text": text}
+
+
+def _id(student: str) -> str:
+    """The student's name in nbgrader, which would look for a pattern where it has one of these characters."""
+    return re.sub(r"[*?[]", lambda found: f"%{ord(found[0]):X}", student)
 
 
 def _reason(outcome: dict) -> str:

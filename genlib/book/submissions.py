@@ -70,18 +70,19 @@ def rebuild(submission: NotebookNode, sheet: NotebookNode) -> tuple[NotebookNode
         else:
             others[above].append(NotebookNode(cell | {"id": f"other-{number}", "metadata": NotebookNode()}))
     printed = {"", *(cell.source.strip() for cell in sheet.cells)}
-    cells, remarks = others[None], []
+    cells, remarks = others[None], {}
     for id, cell in known.items():
         if cell.metadata.nbgrader.solution:
             cell, remark = _answer(cell, pieces[id])
             added = any(other.source.strip() not in printed for other in others[id])
             if added and not remark and cell.source == known[id].source:
-                remark = "is blank, with other cells below it"
+                remark = "blank, with other cells below"
         else:
-            remark = "" if [piece.source for piece in pieces[id]] == [cell.source] else "is not as handed out: put back"
+            remark = "" if [piece.source for piece in pieces[id]] == [cell.source] else "put back as handed out"
         cells += [cell, *others[id]]
-        remarks += [f"{id} {remark}"] if remark else []
-    return NotebookNode(sheet | {"cells": cells}), remarks
+        remarks.setdefault(remark, []).append(id)
+    remarks.pop("", None)
+    return NotebookNode(sheet | {"cells": cells}), [f"{remark}: {', '.join(ids)}" for remark, ids in remarks.items()]
 
 
 def _answer(blank: NotebookNode, pieces: list[NotebookNode]) -> tuple[NotebookNode, str]:
@@ -91,10 +92,10 @@ def _answer(blank: NotebookNode, pieces: list[NotebookNode]) -> tuple[NotebookNo
     if cell.cell_type == "markdown":
         cell.attachments = {name: file for piece in pieces for name, file in piece.get("attachments", {}).items()}
     if not pieces:
-        return cell, "is missing"
+        return cell, "missing"
     if len(pieces) == 1:
         return cell, ""
-    return cell, f"is there {len(pieces)} times: " + ("joined" if len(texts) == len(pieces) else "copies left out")
+    return cell, "joined from several cells" if len(texts) == len(pieces) else "copied, and the copies left out"
 
 
 def moment(what: str, text: str) -> datetime:
