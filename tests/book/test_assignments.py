@@ -204,6 +204,19 @@ def test_odd_submissions_are_graded_as_far_as_they_go(tmp_path):
     assert any(output.get("ename") in ("CellTimeoutError", "KeyboardInterrupt") for output in outputs)
 
 
+def test_assignment_that_nobody_handed_in_makes_no_rows_and_an_empty_folder_takes_no_marks(tmp_path):
+    (tmp_path / "submitted/ada").mkdir(parents=True)
+    (tmp_path / "submitted/bob").mkdir()
+    (tmp_path / f"submitted/ada/{FIRST}.ipynb").touch()
+    table = grade(sheets(), tmp_path / "submitted", tmp_path / "course").set_index("student")
+    assert table.assignment.to_dict() == {"ada": FIRST, "bob": FIRST}
+    assert table.remarks["ada"].startswith("could not be graded: NotJSONError")
+    assert table.remarks["bob"] == "nothing handed in"
+    shutil.move(tmp_path / f"submitted/ada/{FIRST}.ipynb", tmp_path / "submitted/bob")
+    again = grade(sheets(), tmp_path / "submitted", tmp_path / "course").set_index("student")
+    assert again.remarks.to_dict() == dict.fromkeys(["ada", "bob"], table.remarks["ada"])
+
+
 def test_private_tests_take_the_place_of_public_ones_until_graded_again(tmp_path):
     overlay = tmp_path / "overlay"
     shutil.copytree(HOME / "overlay_template", overlay)
