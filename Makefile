@@ -104,9 +104,9 @@ assignments: $(VENV)/.installed  ## make the releases of the assignments from th
 grade-demo: $(VENV)/.installed  ## grade three example submissions: right, blank, hard-coded; NAME= for one assignment
 	@$(BIN)/python -m genlib.book.assignments demo $(NAME)
 
-grade: $(VENV)/.installed  ## grade submissions: make grade SUBMISSIONS=folder COURSE=folder OVERLAY=folder NAME=assignment
+grade: $(VENV)/.installed  ## grade submissions: make grade SUBMISSIONS=folder COURSE=folder OVERLAY=folder NAME=assignment DUE=moment
 	@$(BIN)/python -m genlib.book.assignments grade "$(SUBMISSIONS)" "$(COURSE)" \
-	    $(if $(OVERLAY),--overlay "$(OVERLAY)") $(if $(NAME),--name $(NAME))
+	    $(if $(OVERLAY),--overlay "$(OVERLAY)") $(if $(NAME),--name $(NAME)) $(if $(DUE),--due "$(DUE)")
 
 totals: $(VENV)/.installed  ## write the points of a course again, after marking by hand: make totals COURSE=folder
 	@$(BIN)/python -m genlib.book.assignments totals "$(COURSE)"

@@ -2,22 +2,25 @@
 
     python -m genlib.book.assignments release [NAME]
     python -m genlib.book.assignments demo [NAME]
-    python -m genlib.book.assignments grade SUBMISSIONS COURSE [--name NAME] [--overlay FOLDER] [--timeout SECONDS]
+    python -m genlib.book.assignments grade SUBMISSIONS COURSE [--name NAME] [--overlay FOLDER] [--due MOMENT]
+        [--timeout SECONDS]
     python -m genlib.book.assignments totals COURSE
 
 SUBMISSIONS holds a folder for each student, and in it NAME.ipynb for each sheet; COURSE is where nbgrader keeps its
-gradebook, made if need be. NAME picks one sheet in place of all.
+gradebook, made if need be. NAME picks one sheet in place of all. Files that are no submission are listed, with exit
+code 1.
 """
 
 import argparse
+import csv
 import json
 import os
 import re
-import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -28,62 +31,21 @@ from nbgrader.apps import NbGraderAPI
 from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 
+from genlib.book.sheets import HOME, ROOT, checked, marks, read, replace_cells, sheets
+from genlib.book.submissions import collect, for_spreadsheets, late, moment, read_submission, rebuild
+
 __all__ = [
     "example",
     "grade",
     "grades",
     "lms_table",
     "main",
-    "marks",
-    "points_table",
-    "read",
     "release",
-    "replace_cells",
-    "sheets",
 ]
 
-ROOT = Path(__file__).parents[2]
-HOME = ROOT / "chapters/assignments"
 EXAMPLES = ("right", "blank", "hard-coded")
 TIMEOUT = 60  # seconds a cell
-HIDDEN = "### BEGIN HIDDEN TESTS"
-STUDENT = re.compile(r"""^STUDENT_ID *= *["'](.*?)["']""", re.MULTILINE)
-
-
-def sheets(name: str | None = None) -> list[str]:
-    """The names of all assignments in order, or `name` alone if it is one of them."""
-    names = sorted(path.name for path in (HOME / "source").iterdir() if path.is_dir())
-    if name and name not in names:
-        raise ValueError(f"NAME is {name!r}; it must be one of {', '.join(names)}, or be left out for all of them")
-    return [name] if name else names
-
-
-def read(folder: Path, name: str) -> NotebookNode:
-    """The notebook of the assignment `name` in a folder of nbgrader's."""
-    return nbformat.read(folder / name / f"{name}.ipynb", as_version=4)
-
-
-def marks(notebook: NotebookNode) -> dict[str, NotebookNode]:
-    """The cells that nbgrader knows, by their grade_id."""
-    return {cell.metadata.nbgrader.grade_id: cell for cell in notebook.cells if "nbgrader" in cell.metadata}
-
-
-def points_table() -> str:
-    """The points of all assignments as the instructor's page shows them, in Markdown."""
-    rows = []
-    for name in sheets():
-        notebook = read(HOME / "source", name)
-        points = {id: cell.metadata.nbgrader.get("points", 0) for id, cell in marks(notebook).items()}
-        automatic = {
-            part: f"{points[f'{part}-public']} + {points[f'{part}-hidden']}" for part in ("kernel", "experiment")
-        }
-        minutes = re.search(r"About (\d+) minutes", notebook.cells[0].source)[1]
-        rows.append({"Assignment": f"[](<assignments/release/{name}/{name}.ipynb>)", "Minutes": minutes})
-        by_hand = points["question"] + points["proof"]
-        rows[-1] |= {"A": automatic["kernel"], "B": automatic["experiment"]}
-        rows[-1] |= {"C": str(points["question"]), "D": str(points["proof"])}
-        rows[-1] |= {"Tests": str(sum(points.values()) - by_hand), "Hand": str(by_hand)}
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+STUDENT = re.compile(r"""^STUDENT_ID *= *(["']?)(.*?)\1 *(?:#.*)?$""", re.MULTILINE)
 
 
 def release(names: list[str], into: Path) -> None:
@@ -91,7 +53,7 @@ def release(names: list[str], into: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         course = Path(folder)
         for name in names:
-            _write(read(HOME / "source", name), course / "source", name)
+            _write(checked(read(HOME / "source", name), name), course / "source", name)
         api = _nbgrader(course, database=False)
         for name in names:
             _succeed(api.generate_assignment(name), name)
@@ -100,28 +62,11 @@ def release(names: list[str], into: Path) -> None:
         _write(notebook, into, name)
 
 
-def replace_cells(notebook: NotebookNode, folder: Path, *, tests: bool) -> NotebookNode:
-    """The notebook with each cell replaced for which `folder` has a file GRADE_ID.py: its tests, or its solutions.
-
-    A test that would stand in the release is refused, and a file whose name is no grade_id of such a cell.
-    """
-    cells = {id: cell for id, cell in marks(notebook).items() if bool(cell.metadata.nbgrader.locked) == tests}
-    for path in sorted(folder.glob("*")):
-        if path.suffix != ".py" or path.stem not in cells:
-            expected = ", ".join(f"{id}.py" for id in cells)
-            raise ValueError(f"{path}: no cell of this assignment has that name; expected {expected}")
-        source = path.read_text("utf-8").rstrip("\n")
-        if tests and HIDDEN not in source:
-            raise ValueError(f"{path}: the line {HIDDEN!r} is missing, so that students would get these tests")
-        cells[path.stem].source = source
-    return notebook
-
-
 def example(kind: str, name: str) -> NotebookNode:
     """One of the three example submissions for an assignment, handed in by a student named like it."""
     if kind == "blank":
         return read(HOME / "release", name)
-    notebook = read(HOME / "source", name)
+    notebook, _ = rebuild(read(HOME / "source", name), read(HOME / "release", name))
     if kind == "hard-coded":
         replace_cells(notebook, HOME / "hard_coded" / name, tests=False)
     cell = marks(notebook)["student"]
@@ -130,28 +75,51 @@ def example(kind: str, name: str) -> NotebookNode:
 
 
 def grade(
-    names: list[str], submissions: Path, course: Path, *, overlay: Path | None = None, timeout: int = TIMEOUT
+    names: list[str],
+    submissions: Path,
+    course: Path,
+    *,
+    overlay: Path | None = None,
+    due: str | None = None,
+    timeout: int = TIMEOUT,
 ) -> pd.DataFrame:
     """Grade the submissions to these assignments in the folder `course`, and return `grades` of all that is there.
 
-    `overlay` holds folders NAME of private tests, see `replace_cells`; a cell may run for `timeout` seconds.
+    Each is rebuilt from its sheet first, see `rebuild`; of several names, those count to which somebody handed in.
+    `overlay` holds folders NAME of private tests, see `replace_cells`; what came after `due`, written as
+    2026-07-01T23:59+02:00, is remarked on; a cell may run for `timeout` seconds.
     """
-    students = _folders(submissions)
-    if not students:
+    if not _folders(submissions):
         raise ValueError(f"{submissions} holds no folder; it must hold one for each student, named like the student")
+    deadline = moment("due", due) if due else None
+    if deadline and len(names) > 1:
+        raise ValueError(f"due: one moment for {len(names)} assignments; say which is due then with NAME")
     sources = {name: read(HOME / "source", name) for name in names}
     if overlay:
         if unknown := sorted(set(_folders(overlay)) - set(sheets())):
             raise ValueError(f"{overlay} holds {', '.join(unknown)}; its folders must be named like assignments")
         for name in names:
             replace_cells(sources[name], overlay / name, tests=True)
+    sources = {name: checked(source, name) for name, source in sources.items()}
+    found, unmatched = collect(submissions, sheets())
+    there = [name for name, by_student in found.items() if any(by_student.values())]
+    names_there = [name for name in names if name in there]
+    if not names_there:
+        raise ValueError(
+            f"{submissions} holds submissions to {', '.join(there) or 'no assignment'}, not to {', '.join(names)}; a "
+            "file's name must contain that of its assignment"
+        )
+    release(names_there, course / "handed_out")  # without the overlay's tests
     api = _nbgrader(course, timeout=timeout)
-    for name in names:
+    for name in names_there:
         _write(sources[name], course / "source", name)
         _succeed(api.generate_assignment(name), name)
-        for student in students:
-            if (path := submissions / student / f"{name}.ipynb").exists():
-                _log(course, student, name, _autograde(api, path, student, name))
+        for student, paths in found[name].items():
+            log = course / "remarks" / name / f"{student}.json"
+            if paths:
+                _log(log, **_autograde(api, paths, student, name, deadline))
+            elif not log.exists():
+                _log(log, graded=False, text=["nothing handed in", *(f"but {file}" for file in unmatched[student])])
     return grades(course)
 
 
@@ -168,14 +136,15 @@ def grades(course: Path) -> pd.DataFrame:
         for path in graded:
             name, student = path.parent.name, path.stem
             remarks = json.loads(path.read_text("utf-8"))
-            notebook = gradebook.find_submission(name, student).notebooks[0]
-            parts = {part.name: part for part in notebook.grades}
-            known = marks(read(course / "source", name))
-            points = {id: parts[id].score if remarks["graded"] else 0.0 for id in known if id in parts}
-            waiting = [parts[id].max_score for id in points if remarks["graded"] and parts[id].needs_manual_grade]
-            most = sum(part.max_score for part in parts.values())
+            cells = marks(read(course / "source", name)).items()
+            most = {id: cell.metadata.nbgrader.points for id, cell in cells if cell.metadata.nbgrader.grade}
+            points, waiting = dict.fromkeys(most, 0.0), 0.0
+            if remarks["graded"]:
+                parts = {part.name: part for part in gradebook.find_submission(name, _id(student)).notebooks[0].grades}
+                points = {id: parts[id].score for id in most}
+                waiting = sum(parts[id].max_score for id in most if parts[id].needs_manual_grade)
             rows.append({"student": student, "assignment": name} | points)
-            rows[-1] |= {"points": sum(points.values()), "of": most, "to mark": sum(waiting)}
+            rows[-1] |= {"points": sum(points.values()), "of": sum(most.values()), "to mark": waiting}
             rows[-1] |= {"remarks": "; ".join(remarks["text"])}
     return pd.DataFrame(rows)
 
@@ -192,24 +161,28 @@ def _folders(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _autograde(api: NbGraderAPI, path: Path, student: str, name: str) -> dict:
-    """Whether nbgrader could grade the submission, and what an instructor should know of it."""
-    target = Path(api.coursedir.root) / "submitted" / student / name
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copy(path, target / f"{name}.ipynb")
-    outcome = api.autograde(name, student)
-    text = [] if outcome["success"] else [f"could not be graded: {_reason(outcome)}"]
-    signed = STUDENT.search("\n".join(_sources(path)))
-    if outcome["success"] and (signed is None or signed[1] != student):
-        text.append("not signed" if signed is None else f"signed {signed[1]!r}")
-    return {"graded": outcome["success"], "text": text}
-
-
-def _sources(path: Path) -> Iterator[str]:
+def _autograde(api: NbGraderAPI, paths: list[Path], student: str, name: str, deadline: datetime | None) -> dict:
+    """Whether nbgrader could grade the first of these files, and what an instructor should know of them."""
+    course = Path(api.coursedir.root)
+    text = [f"graded {paths[0].name!r}, not {', '.join(repr(path.name) for path in paths[1:])}"] if paths[1:] else []
     try:
-        yield from (cell.source for cell in nbformat.read(path, as_version=4).cells)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError):
-        return
+        notebook, remarks = rebuild(read_submission(paths[0]), read(course / "handed_out", name))
+        _write(notebook, course / "submitted" / _id(student), name)
+        text += remarks + (late(paths[0], deadline) if deadline else [])
+    except Exception as error:  # whatever is wrong in one file, the others are graded
+        return {"graded": False, "text": [*text, f"could not be graded: {type(error).__name__}: {str(error)[:200]}"]}
+    outcome = api.autograde(name, _id(student))
+    if not outcome["success"]:
+        return {"graded": False, "text": [f"could not be graded: {_reason(outcome)}", *text]}
+    signed = STUDENT.search(marks(notebook)["student"].source)
+    if signed is None or signed[2] != student:
+        text.insert(0, "not signed" if signed is None else f"signed {signed[2]!r}")
+    return {"graded": True, "text": text}
+
+
+def _id(student: str) -> str:
+    """The student's name in nbgrader, which would look for a pattern where it has one of these characters."""
+    return re.sub(r"[*?[]", lambda found: f"%{ord(found[0]):X}", student)
 
 
 def _reason(outcome: dict) -> str:
@@ -218,10 +191,9 @@ def _reason(outcome: dict) -> str:
     return found[1][:200] if found else "nbgrader does not say why"
 
 
-def _log(course: Path, student: str, name: str, remarks: dict) -> None:
-    path = course / "remarks" / name / f"{student}.json"
+def _log(path: Path, *, graded: bool, text: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(remarks), "utf-8")
+    path.write_text(json.dumps({"graded": graded, "text": text}), "utf-8")
 
 
 def _nbgrader(course: Path, *, database: bool = True, timeout: int = TIMEOUT) -> NbGraderAPI:
@@ -233,6 +205,7 @@ def _nbgrader(course: Path, *, database: bool = True, timeout: int = TIMEOUT) ->
     config.SaveCells.enabled = database
     config.Execute.timeout = timeout
     config.Execute.raise_on_iopub_timeout = False  # else a cell that is slow to stop spoils all others
+    config.IgnorePattern.enabled, config.IgnorePattern.pattern = True, "^"  # else a test that warns gets no points
     config.Execute.extra_arguments = ["--HistoryManager.hist_file=:memory:", "--log-level=ERROR"]
     return NbGraderAPI(config=config)
 
@@ -286,6 +259,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     grading.add_argument("course", type=_path)
     grading.add_argument("--name")
     grading.add_argument("--overlay", type=_path)
+    grading.add_argument("--due")
     grading.add_argument("--timeout", type=int, default=TIMEOUT)
     commands.add_parser("totals").add_argument("course", type=_path)
     return parser.parse_args(arguments)
@@ -296,20 +270,21 @@ def _run(options: argparse.Namespace) -> None:
         release(sheets(options.name), HOME / "release")
     elif options.command == "demo":
         _demo(sheets(options.name), ROOT / "build/grade-demo.csv")
+    elif options.command == "totals":
+        _print(grades(options.course), options.course)
     else:
-        if options.command == "grade":
-            table = grade(
-                sheets(options.name),
-                options.submissions,
-                options.course,
-                overlay=options.overlay,
-                timeout=options.timeout,
-            )
-        else:
-            table = grades(options.course)
-        table.to_csv(options.course / "grades.csv", index=False)
-        lms_table(table).to_csv(options.course / "lms.csv", index=False)
-        print(table.to_string(index=False))
+        chosen = {key: getattr(options, key) for key in ("overlay", "due", "timeout")}
+        table = grade(sheets(options.name), options.submissions, options.course, **chosen)
+        _print(table, options.course)
+        _, unmatched = collect(options.submissions, sheets())
+        if files := [str(Path(student, file)) for student, others in unmatched.items() for file in others]:
+            raise ValueError(f"not graded, for want of a student's folder or an assignment's name: {', '.join(files)}")
+
+
+def _print(table: pd.DataFrame, course: Path) -> None:
+    for name, content in (("grades", table), ("lms", lms_table(table))):
+        for_spreadsheets(content).to_csv(course / f"{name}.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
+    print(table.to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The assignments: releases give nothing away, and marks go to those who solved them."""
 
+import copy
+import json
 import os
 import re
 import runpy
@@ -14,26 +16,13 @@ import pytest
 import yaml
 from nbgrader.api import Gradebook
 
-from genlib.book.assignments import (
-    EXAMPLES,
-    HIDDEN,
-    HOME,
-    ROOT,
-    example,
-    grade,
-    grades,
-    main,
-    marks,
-    points_table,
-    read,
-    release,
-    replace_cells,
-    sheets,
-)
+from genlib.book.assignments import EXAMPLES, example, grade, grades, main, release
+from genlib.book.sheets import HIDDEN, HOME, ROOT, marks, points_table, read, replace_cells, sheets
 
 AUTOMATIC = ("kernel-public", "kernel-hidden", "experiment-public", "experiment-hidden")
 BY_HAND = ("question", "proof")
 FIRST = sheets()[0]
+DUE = "2026-07-01T23:59+02:00"
 GRADED = {
     name: EXAMPLES if name == FIRST or os.environ.get("GENLIB_ALL") else ("right", "hard-coded") for name in sheets()
 }
@@ -132,32 +121,110 @@ def test_marks_go_to_those_who_solved_it(name, tmp_path):
     assert totals.total.to_dict() == totals[name].to_dict() == table.points.to_dict()
 
 
-def test_bad_submissions_are_graded_as_far_as_they_go(tmp_path):
-    sources = {
-        "endless": "while True:\n    pass",
-        "quitting": "import os\n\nos._exit(1)",
-        "borrowed": 'STUDENT_ID = "somebody else"',
-    }
-    submissions = {student: example("blank", FIRST) for student in sources} | {"torn": '{"cells": ['}
-    for student, source in sources.items():
-        cells = marks(submissions[student])
+def _half_done(student):
+    """The blank sheet with the kernel solved, signed by the student."""
+    notebook = example("blank", FIRST)
+    cells = marks(notebook)
+    cells["kernel"].source = marks(read(HOME / "source", FIRST))["kernel"].source
+    cells["student"].source = f"STUDENT_ID = {student}"
+    return notebook
+
+
+def _odd_submissions():
+    """What students hand in, by student and file."""
+    number = _half_done("4711  # my number, no text")
+    number.metadata = {}
+    yield "4711", "01_memorization (1).ipynb", "\ufeff" + nbformat.writes(number)
+    loud = _half_done("'[ab]*'")
+    marks(loud)["kernel"].source += """
+import logging, sys, warnings
+quiet = one_sweep
+def one_sweep(*arguments):
+    warnings.warn("slow")
+    logging.error("slow")
+    print("50%", file=sys.stderr)
+    return quiet(*arguments)"""
+    yield "[ab]*", "new/Copy of 01_Memorization.ipynb", loud
+    moved = _half_done("'=1+1'")
+    first, second = marks(moved)["kernel"], copy.deepcopy(marks(moved)["kernel"])
+    lines = first.source.splitlines()
+    first.source, second.source = "\n".join(lines[:4]), "\n".join(lines[4:])
+    del second["id"]
+    at = moved.cells.index(first)
+    moved.cells[at + 1 : at + 1] = [second, nbformat.v4.new_code_cell("mine = one_sweep")]
+    moved.cells.append(nbformat.v4.new_code_cell("print(mine.__name__)"))
+    yield "=1+1", f"{FIRST}.ipynb", moved
+    yield "=1+1", f"{FIRST} (2).ipynb", moved
+    for student, source in (
+        ("endless", "while True:\n    pass"),
+        ("quitting", "import os\n\nos._exit(1)"),
+        ("borrowed", 'STUDENT_ID = "somebody else"'),
+    ):
+        bad = example("blank", FIRST)
+        cells = marks(bad)
         cells["student"].source = source
-        submissions[student].cells = [cells["student"], cells["kernel-public"]]  # the others were deleted
-    table = _grade(tmp_path, submissions, FIRST, "--timeout", 3)
-    assert (table.points == 0).all()
-    assert table.remarks["endless"] == "not signed"
-    assert table.remarks["borrowed"] == "signed 'somebody else'"
-    assert "could not be graded" in table.remarks["quitting"] and "DeadKernelError" in table.remarks["quitting"]
-    assert "could not be graded" in table.remarks["torn"]
+        bad.cells = [cells["student"], cells["kernel-public"]]  # the others were deleted
+        yield student, f"{FIRST}.ipynb", bad
+    yield "torn", f"{FIRST}.ipynb", '{"cells": ['
+    strange = example("blank", FIRST)
+    marks(strange)["kernel"].source = 7
+    yield "strange", f"{FIRST}.ipynb", strange
+    yield "late", "homework.ipynb", "{}"
+    yield os.fsdecode(b"M\xfcller"), f"{FIRST}.ipynb", "no notebook"
+
+
+def test_odd_submissions_are_graded_as_far_as_they_go(tmp_path):
+    for student, file, content in _odd_submissions():
+        path = tmp_path / "submitted" / student / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    (tmp_path / "submitted/nothing").mkdir()
+    with pytest.raises(ValueError, match=r"^not graded, .*: late/homework.ipynb$"):
+        _grade(tmp_path, {}, FIRST, "--timeout", 5)
+    table = pd.read_csv(tmp_path / "course/grades.csv", index_col="student", keep_default_na=False)
+    students = ["4711", "[ab]*", "'=1+1", "endless", "quitting", "borrowed", "torn", "strange", "late", "nothing"]
+    assert sorted(table.index) == sorted([*students, "M\\udcfcller"])
+    full = _most(FIRST)["kernel-public"] + _most(FIRST)["kernel-hidden"]
+    assert {student: points for student, points in table.points.items() if points} == dict.fromkeys(students[:3], full)
+    remarks = table.remarks
+    assert remarks["4711"] == remarks["[ab]*"] == ""
+    said = f"graded '{FIRST}.ipynb', not '{FIRST} (2).ipynb'; joined from several cells: kernel; "
+    assert remarks["'=1+1"] == said + "blank, with other cells below: proof"
+    deleted = "put back as handed out: seed, agrees, kernel-hidden, training, experiment-public, experiment-hidden"
+    deleted += "; missing: kernel, twins, steps, question, proof"
+    assert remarks["endless"] == f"not signed; {deleted}"
+    assert remarks["borrowed"] == f"signed 'somebody else'; {deleted}"
+    assert remarks["quitting"].startswith("could not be graded: ") and "DeadKernelError" in remarks["quitting"]
+    for student in ("torn", "strange", "M\\udcfcller"):
+        assert remarks[student].startswith("could not be graded: ")
+    assert remarks["late"] == "nothing handed in; but homework.ipynb"
+    assert remarks["nothing"] == "nothing handed in"
+    assert '"\'=1+1"' in (tmp_path / "course/grades.csv").read_text("utf-8")
     outputs = marks(read(tmp_path / "course/autograded/endless", FIRST))["student"].outputs
     assert any(output.get("ename") in ("CellTimeoutError", "KeyboardInterrupt") for output in outputs)
+
+
+def test_assignment_that_nobody_handed_in_makes_no_rows_and_an_empty_folder_takes_no_marks(tmp_path):
+    (tmp_path / "submitted/ada").mkdir(parents=True)
+    (tmp_path / "submitted/bob").mkdir()
+    (tmp_path / f"submitted/ada/{FIRST}.ipynb").touch()
+    table = grade(sheets(), tmp_path / "submitted", tmp_path / "course").set_index("student")
+    assert table.assignment.to_dict() == {"ada": FIRST, "bob": FIRST}
+    assert table.remarks["ada"].startswith("could not be graded: NotJSONError")
+    assert table.remarks["bob"] == "nothing handed in"
+    shutil.move(tmp_path / f"submitted/ada/{FIRST}.ipynb", tmp_path / "submitted/bob")
+    again = grade(sheets(), tmp_path / "submitted", tmp_path / "course").set_index("student")
+    assert again.remarks.to_dict() == dict.fromkeys(["ada", "bob"], table.remarks["ada"])
 
 
 def test_private_tests_take_the_place_of_public_ones_until_graded_again(tmp_path):
     overlay = tmp_path / "overlay"
     shutil.copytree(HOME / "overlay_template", overlay)
     (overlay / FIRST / "experiment-hidden.py").write_text(f"{HIDDEN}\nassert False\n### END HIDDEN TESTS\n")
-    table = _grade(tmp_path, {"right": example("right", FIRST)}, FIRST, "--overlay", overlay)
+    (tmp_path / "submitted/right").mkdir(parents=True)
+    (tmp_path / "submitted/right/timestamp.txt").write_text("2026-07-02T00:00+02:00")
+    table = _grade(tmp_path, {"right": example("right", FIRST)}, FIRST, "--overlay", overlay, "--due", DUE)
+    assert table.loc["right", "remarks"] == "late by 0:01:00"
     assert table.loc["right", "kernel-hidden"] == _most(FIRST)["kernel-hidden"]
     assert table.loc["right", "experiment-hidden"] == 0
     assert "Private tests" in marks(read(tmp_path / "course/autograded/right", FIRST))["kernel-hidden"].source
@@ -215,9 +282,19 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
         ("nobody", None, "one for each student"),
         ("submitted", "nowhere", "there is no folder"),
         ("submitted", "overlay", "chapter 1"),
+        ("submitted", None, f"submitted holds submissions to no assignment, not to {FIRST}"),
     ):
         with pytest.raises(ValueError, match=fault):
             grade([FIRST], tmp_path / submissions, course, overlay=overlay and tmp_path / overlay)
+    (tmp_path / f"submitted/ada/{sheets()[1]}.ipynb").touch()
+    with pytest.raises(ValueError, match=f"submitted holds submissions to {sheets()[1]}, not to {FIRST}"):
+        grade([FIRST], tmp_path / "submitted", course)
+    for names, due, fault in (
+        ([FIRST], "1 July", "due: '1 July' is no moment"),
+        (sheets(), DUE, "due: one moment for 7"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            grade(names, tmp_path / "submitted", course, due=due)
     assert not course.exists()
     with pytest.raises(ValueError, match="no graded submission"):
         grades(tmp_path / "submitted")
