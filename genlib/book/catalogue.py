@@ -78,25 +78,29 @@ def cheat_sheet(chapters: Path) -> str:
         .query("grid == 'main' and converged")
         .reset_index(drop=True)
     )
-    ranked = [name for name in CATALOGUE if name in networks]
     rest = [axis for axis in axes if axis != "n"]  # which Jiang et al. did not vary
-    of_seeds = [
-        ranking.granulated_kendall(part, ranked, "gap", axes, bootstraps=0).parts["value"].unstack("part")[rest]
+    of_seeds = [  # the dear measures are those of a block's seeds alone
+        ranking.granulated_kendall(part, _had_by_all(part), "gap", axes, bootstraps=0).parts["value"].unstack("part")
         for _, part in networks.groupby("seed")
     ]
-    psi = sum(of_seeds).mean(axis=1) / len(of_seeds)
+    psi = pd.concat(of_seeds).groupby(level=0).mean()[rest].mean(axis=1)
+    ranked = _had_by_all(networks)
     worst = ranking.sign_errors(networks, ranked, "gap", axes, test_samples=test_samples, bootstraps=0).scores["value"]
     rows = [
         {
             "Measure": f"`{name}`",
             "Symbol": f"${_without_bars(measure.symbol)}$",
             "Passes": f"{measure.passes:g}",
-            "Ψ": f"{psi[name]:+.2f}".replace("-", "−") if name in ranked else "",
-            "Worst error": f"{worst[name]:.2f}" if name in ranked else "",
+            "Ψ": f"{psi[name]:+.2f}".replace("-", "−") if name in psi else "",
+            "Worst error": f"{worst[name]:.2f}" if name in worst else "",
         }
         for name, measure in CATALOGUE.items()
     ]
     return table(pd.DataFrame(rows))
+
+
+def _had_by_all(networks: pd.DataFrame) -> list[str]:
+    return [name for name in CATALOGUE if name in networks and networks[name].notna().all()]
 
 
 def _experiment(chapter: Path) -> tuple[list[str], int]:

@@ -31,7 +31,7 @@ ROUNDING = 1e-9  # equal numbers may differ by less than this, as a share of the
 def bounded_interval(values: Sequence[float], bounds: Bounds = UNBOUNDED) -> tuple[float, float]:
     """The 95 % interval of the mean, mean ± t₀.₉₇₅(n-1) s/√n, cut at the bounds that the effect has by its nature."""
     low, high = interval(values)
-    return max(low, bounds[0]), min(high, bounds[1])
+    return max(low, float(bounds[0])), min(high, float(bounds[1]))
 
 
 def verdict(values: Sequence[float], smallest: float, bounds: Bounds = UNBOUNDED) -> str:
