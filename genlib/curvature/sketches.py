@@ -82,9 +82,9 @@ def _form(x: Float[Tensor, "a i #j"], matrices: Float[Tensor, "layers a b"], y: 
 def _error(each: Float[Tensor, "*layers k k"]) -> Float[Tensor, "*layers"]:
     """Of the mean of t_i = each[i, i], whose variance is E[s²/k + d_ij d_ji], d_ij = t_i − each[i, j], i ≠ j.
 
-    It is Var(t_i)/k + (1 − 1/k) Cov(t_i, t_j), while s² has the mean Var(t_i) − Cov(t_i, t_j). What a column adds to a
-    t that another one tests has the mean 0 whatever all but that other one are, so that of
-    t_i t_j = (each[i, j] + d_ij)(each[j, i] + d_ji) the last product alone has a mean beside the trace's square.
+    It is Var(t_i)/k + (1 − 1/k) Cov(t_i, t_j), and s² has the mean Var(t_i) − Cov(t_i, t_j). Given all columns but j,
+    d_ji has the mean 0 and each[i, j] is fixed, so of t_i t_j = (each[i, j] + d_ij)(each[j, i] + d_ji) only the last
+    product has a mean beside the trace's square. The published error, s/√k, leaves it out and is too small.
     """
     t, k = each.diagonal(dim1=-2, dim2=-1), each.shape[-1]
     d = t[..., None] - each

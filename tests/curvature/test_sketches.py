@@ -90,17 +90,17 @@ def test_xtrace_is_that_of_a_basis_for_every_pair_left_out(name):
     assert found.passes == 2 * k
 
 
-@pytest.mark.parametrize("vectors", [10, 20])
-@pytest.mark.parametrize("name", [name for name in SPECTRA if name != "repeated"])
-def test_the_interval_of_xtrace_holds_the_trace(name, vectors):
-    runs = [estimated(SPECTRA[name], vectors, seed) for seed in range(150)]
-    diagonal, t = with_spectrum(SPECTRA[name]).diagonal(), special.stdtrit(vectors // 2 - 1, 0.975)
+@pytest.mark.parametrize("name", ["slow", "fast", "indefinite", "gap"])
+def test_the_interval_of_xtrace_holds_the_trace(name):
+    runs = [estimated(SPECTRA[name], 10, seed) for seed in range(100)]
+    diagonal, t = with_spectrum(SPECTRA[name]).diagonal(), special.stdtrit(4, 0.975)
     for value, found, errors in (
         (diagonal.sum(), [r.value for r in runs], [r.standard_error for r in runs]),
         (diagonal[:35].sum(), [r.by_layer["0"] for r in runs], [r.errors_by_layer["0"] for r in runs]),
     ):
-        held = (torch.stack(found) - value).abs() <= t * torch.stack(errors)
-        assert 0.91 <= held.double().mean() <= 0.99
+        off = (torch.stack(found) - value).abs()
+        assert (off <= t * torch.stack(errors)).double().mean() >= 0.91
+        assert (off <= 0.5 * torch.stack(errors)).double().mean() <= 0.6  # nor is the error too large
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
