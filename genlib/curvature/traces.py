@@ -38,9 +38,9 @@ def trace(
     twice, for cross_entropy and mse (2/C each). Above 64 classes `cotangents` (16) random ones a sample stand for all,
     with a standard error; fewer classes draw them only if asked. `xtrace`: half of `vectors` test a subspace each that
     the others span, half sum over these (Epperly, Tropp and Webber 2024); any network, any loss; the value ± its error
-    times t of 0.975 at `vectors`/2 − 1 degrees of freedom holds the trace in 95 % of draws, by layer too. With at least
-    as many `vectors` as parameters it is exact. `auto`: exact if it is. A stack gives one value a model, one after the
-    other. Cost: exact 1 + cotangents forward passes, 1 + 2 cotangents with convolutions; xtrace 3 + 6 `vectors`,
+    times t of 0.975 at `vectors`/2 − 1 degrees of freedom holds the trace in about 95 % of draws, so does each layer's.
+    With as many `vectors` as parameters it is exact. `auto`: exact if it is. A stack gives one value a model, one after
+    the other. Cost: exact 1 + cotangents forward passes, 1 + 2 cotangents with convolutions; xtrace 3 + 6 `vectors`,
     9 `vectors` in several chunks, memory `vectors` + 3 times the parameters. ValueError: as `Objective.of`; `exact`
     asked of another network or loss, which it names; the loss `error`.
     """
