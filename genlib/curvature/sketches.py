@@ -42,7 +42,7 @@ def xtrace(matrix: Operator, vectors: int, generator: torch.Generator, module: n
 
 def _by_entries(matrix: Operator, module: nn.Module) -> Float[Tensor, "layers 2 2"]:
     """The trace itself, by one product for every entry of the diagonal."""
-    units = torch.eye(matrix.dimension).to(matrix.zeros(0))
+    units = matrix.zeros(matrix.dimension).fill_diagonal_(1)
     diagonal = torch.stack([(matrix @ unit) @ unit for unit in units])[:, None]
     parts = _by_layer(diagonal, matrix, module).values()
     return torch.stack([sum(rows.sum() for rows in of_layer) for of_layer in parts])[:, None, None].expand(-1, 2, 2)
@@ -55,7 +55,7 @@ def _left_out(
 
     Without column i the basis lacks the direction s_i ~ r⁻ᵀe_i, the one that the others don't reach.
     """
-    k, eye, inside = len(r), torch.eye(len(r)).to(r), curved[:, : len(r)]
+    k, eye, inside = len(r), torch.zeros_like(r).fill_diagonal_(1), curved[:, : len(r)]
     scaled, least = r / (r.norm() + torch.finfo(r.dtype).tiny), torch.finfo(r.dtype).eps
     pivots = scaled.diagonal()
     pivots.masked_fill_(pivots.abs() < least, least)  # where a column adds nothing to those before it
