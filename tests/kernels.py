@@ -98,7 +98,7 @@ def kernels(draws=8, steps=3):
         "sharpness_kl": lambda n, s, x, y: pac_bayes.sharpness_kl(n, x, y, scales=[0.01, 0.1], draws=draws),
         "largest_sigma": lambda n, s, x, y: pac_bayes.largest_sigma(n, x, y),
         "trace": lambda n, s, x, y: curvature.trace(n, x, y),
-        "trace by vectors": lambda n, s, x, y: curvature.trace(n, x, y, method="hutch++", vectors=6),
+        "trace by vectors": lambda n, s, x, y: curvature.trace(n, x, y, method="xtrace", vectors=6),
         "gradient_variance": lambda n, s, x, y: curvature.gradient_variance(n, x, y),
         "hessian_vector_product": lambda n, s, x, y: curvature.hessian_vector_product(n, x, y)(
             {name: p.detach() for name, p in s.named_parameters()}

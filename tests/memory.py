@@ -16,7 +16,8 @@ __all__ = ["BOUNDS", "Live", "eigenvalue_memory", "entries", "jacobian_memory", 
 # At most so many times the parameters, and so many times the activations of one chunk: what all layers put out for it.
 # The look at derivatives takes float64: a copy and a gradient are four times the parameters of float32, a second
 # derivative seven. Of 8 draws one lies on the device at a time, or as many as fit in 64 MB; of 6 random vectors a third
-# is kept; of `top_eigenvalues` k = 3 are asked for, 2k + 14 times the parameters and the graph of the gradient.
+# is kept, and all for a trace; of `top_eigenvalues` k = 3 are asked for, 2k + 14 times the parameters and the graph of
+# the gradient.
 BOUNDS = {
     "weights alone": {
         **dict.fromkeys(("frobenius_norms", "group_norms", "path_norm"), (2, 0)),
@@ -47,7 +48,7 @@ BOUNDS = {
         "trace": (4, 3),
         "gradient_variance": (4, 4),
         **dict.fromkeys(("hessian_vector_product", "batch_sharpness"), (8, 4)),
-        "trace by vectors": (12, 4),
+        "trace by vectors": (10, 4),
         "frobenius_norm": (10, 4),
         "gauss_newton_error": (11, 6),
         "spectral_density": (13, 4),

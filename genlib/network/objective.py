@@ -296,8 +296,8 @@ def parameter_norm(tensors: Iterable[Tensor], size: int | None) -> Float[Tensor,
 
 def rademacher(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
     """Signs at random, of the precision and on the device of `like`."""
-    bits = torch.randint(2, shape, generator=generator, device=like.device)
-    return bits.to(like.dtype) * 2 - 1
+    bits = torch.randint(2, shape, generator=generator, device=like.device, dtype=torch.int8)
+    return bits.to(like.dtype).mul_(2).sub_(1)
 
 
 def seeded_generator(generator: torch.Generator | None, device: torch.device, seed: int = 0) -> torch.Generator:

@@ -70,7 +70,7 @@ def test_the_lemmas_trace_is_that_of_the_full_hessian(normalization):
     bound = smallest_trace(inputs, labels, normalization=normalization).item()
     for network in both(normalization, inputs, labels):
         vectors = 3 * sum(p.numel() for p in network.parameters())
-        found = trace(network, inputs, labels, loss="mse", method="hutch++", vectors=vectors).value.item()
+        found = trace(network, inputs, labels, loss="mse", method="xtrace", vectors=vectors).value.item()
         assert found == pytest.approx(bound, rel=1e-9)
         assert full_trace(network, inputs, signs(labels)).item() == pytest.approx(bound, rel=1e-9)
 

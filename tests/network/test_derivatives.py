@@ -182,12 +182,12 @@ def test_curvature_is_that_of_differences_of_gradients(name):
     found = curvature.top_eigenvalues(module, x, y, 3, tolerance=1e-8)
     torch.testing.assert_close(found.values, expected.flip(0)[:3], rtol=1e-6, atol=1e-8)
     few = sum(p.numel() for p in module.parameters())
-    trace = curvature.trace(module, x, y, method="hutch++", vectors=3 * few)
+    trace = curvature.trace(module, x, y, method="xtrace", vectors=3 * few)
     torch.testing.assert_close(trace.value, expected.sum(), rtol=1e-6, atol=1e-8)
 
 
 KERNELS = {
-    "trace": lambda *case: curvature.trace(*case, method="hutch++"),
+    "trace": lambda *case: curvature.trace(*case, method="xtrace"),
     "top_eigenvalues": lambda *case: curvature.top_eigenvalues(*case, 1),
     "spectral_density": curvature.spectral_density,
     "frobenius_norm": curvature.frobenius_norm,

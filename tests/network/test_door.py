@@ -133,7 +133,7 @@ def test_a_batch_norm_of_the_batch_at_hand_is_named():
 def test_a_state_that_changes_without_the_outputs_is_measured_on_a_copy():
     network, (x, y) = Counting(0.0).double().eval(), samples()
     with pytest.warns(UserWarning, match="changes calls; a copy is measured"):
-        found = trace(network, x, y, method="hutch++", vectors=80).value
+        found = trace(network, x, y, method="xtrace", vectors=80).value
     assert network.calls == 0
     torch.testing.assert_close(found, trace(nn.Sequential(network.layer), x, y).value)
 
