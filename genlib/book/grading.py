@@ -13,11 +13,10 @@ from multiprocessing.synchronize import Lock
 from pathlib import Path
 
 import joblib
-from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor
 from nbformat import NotebookNode
 from nbgrader.api import Gradebook
 from nbgrader.apps import NbGraderAPI
-from nbgrader.preprocessors import ClearOutput, GetGrades, NbGraderPreprocessor
+from nbgrader.preprocessors import ClearOutput, NbGraderPreprocessor
 from sqlalchemy.exc import SAWarning
 from tqdm import tqdm
 from traitlets.config import Config
@@ -105,7 +104,7 @@ def feedback(course: Path) -> int:
     """
     config = Config()
     config.CourseDirectory.autograded_directory = "submitted"
-    config.GenerateFeedback.preprocessors = [ClearOutput, GetGrades, CSSHTMLHeaderPreprocessor]
+    config.GenerateFeedback.preprocessors.prepend([ClearOutput])
     api, graded = nbgrader(course, config), [key for key, remarks in read_remarks(course).items() if remarks["graded"]]
     grades(course)  # so that nbgrader finds the penalties
     for name, student in graded:
