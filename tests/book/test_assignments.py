@@ -184,7 +184,7 @@ def test_odd_submissions_are_graded_as_far_as_they_go(tmp_path, capsys):
         path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
     (tmp_path / "submitted/nothing").mkdir()
     with pytest.raises(ValueError, match=r"^not graded, .*: late/homework.ipynb$"):
-        _grade(tmp_path, {}, FIRST, "--timeout", 20, "--workers", 3)
+        _grade(tmp_path, {}, FIRST, "--timeout", 30, "--workers", 3)
     assert capsys.readouterr().err.count("\n") == 1  # a line of progress
     table = pd.read_csv(tmp_path / "course/grades.csv", index_col="student", keep_default_na=False)
     students = ["4711", "[ab]*", "'=1+1", "endless", "quitting", "killing", "borrowed"]
@@ -214,7 +214,7 @@ def test_odd_submissions_are_graded_as_far_as_they_go(tmp_path, capsys):
     for folder in (tmp_path / "submitted").iterdir():
         if folder.name not in ("4711", "quitting", "torn"):
             shutil.rmtree(folder)
-    again = grade([FIRST], tmp_path / "submitted", tmp_path / "again", timeout=20, workers=1).set_index("student")
+    again = grade([FIRST], tmp_path / "submitted", tmp_path / "again", timeout=30, workers=1).set_index("student")
     columns = [column for column in table if column != "remarks"]
     assert (again[columns] == table.loc[again.index, columns]).all(axis=None) and len(again) == 3
 
