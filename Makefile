@@ -33,7 +33,7 @@ export HOME := $(CURDIR)/build/home
 $(shell mkdir -p build/home)
 endif
 
-.PHONY: help book test test-all lint unit fresh pages meanwhile dry-runs lab bench record assignments grade-demo grade totals repository clean always
+.PHONY: help book test test-all lint unit fresh pages meanwhile dry-runs lab bench record assignments grade-demo grade totals feedback repository clean always
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
@@ -104,12 +104,16 @@ assignments: $(VENV)/.installed  ## make the releases of the assignments from th
 grade-demo: $(VENV)/.installed  ## grade three example submissions: right, blank, hard-coded; NAME= for one assignment
 	@$(BIN)/python -m genlib.book.assignments demo $(NAME)
 
-grade: $(VENV)/.installed  ## grade submissions: make grade SUBMISSIONS=folder COURSE=folder OVERLAY=folder NAME=assignment DUE=moment
+grade: $(VENV)/.installed  ## grade submissions: make grade SUBMISSIONS=folder COURSE=folder OVERLAY=folder NAME=assignment DUE=moment PENALTY=10%/day
 	@$(BIN)/python -m genlib.book.assignments grade "$(SUBMISSIONS)" "$(COURSE)" \
-	    $(if $(OVERLAY),--overlay "$(OVERLAY)") $(if $(NAME),--name $(NAME)) $(if $(DUE),--due "$(DUE)")
+	    $(if $(OVERLAY),--overlay "$(OVERLAY)") $(if $(NAME),--name $(NAME)) $(if $(DUE),--due "$(DUE)") \
+	    $(if $(PENALTY),--penalty "$(PENALTY)")
 
-totals: $(VENV)/.installed  ## write the points of a course again, after marking by hand: make totals COURSE=folder
-	@$(BIN)/python -m genlib.book.assignments totals "$(COURSE)"
+totals: $(VENV)/.installed  ## write the points of a course again, after marking by hand: make totals COURSE=folder PENALTY=10%/day
+	@$(BIN)/python -m genlib.book.assignments totals "$(COURSE)" $(if $(PENALTY),--penalty "$(PENALTY)")
+
+feedback: $(VENV)/.installed  ## write a page for each student with answers, points and comments: make feedback COURSE=folder
+	@$(BIN)/python -m genlib.book.assignments feedback "$(COURSE)"
 
 repository: $(VENV)/.installed  ## set the repository's address: make repository URL=https://github.com/owner/name
 	@$(BIN)/python -m genlib.book.repository "$(URL)"

@@ -1,6 +1,7 @@
 """The sheets of the assignments as they lie in the repository: sources with solutions and tests, and releases."""
 
 import ast
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pandas as pd
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
-__all__ = ["checked", "marks", "points_table", "read", "replace_cells", "sheets"]
+__all__ = ["checked", "marks", "points_table", "read", "replace_cells", "sheets", "write"]
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / "chapters/assignments"
@@ -27,6 +28,15 @@ def sheets(name: str | None = None) -> list[str]:
 def read(folder: Path, name: str) -> NotebookNode:
     """The notebook of the assignment `name` in a folder of nbgrader's."""
     return nbformat.read(folder / name / f"{name}.ipynb", as_version=4)
+
+
+def write(notebook: NotebookNode, folder: Path, name: str) -> None:
+    """Write the notebook of the assignment `name` where `read` finds it, whole or not at all."""
+    path = folder / name / f"{name}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    nbformat.write(notebook, new)
+    os.replace(new, path)
 
 
 def marks(notebook: NotebookNode) -> dict[str, NotebookNode]:

@@ -4,7 +4,7 @@ import json
 import re
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import nbformat
@@ -13,7 +13,7 @@ from nbformat import NotebookNode
 
 from genlib.book.sheets import marks
 
-__all__ = ["collect", "for_spreadsheets", "late", "moment", "read_submission", "rebuild"]
+__all__ = ["collect", "for_spreadsheets", "late", "moment", "nbgrader_id", "read_submission", "rebuild"]
 
 STAMP = "timestamp.txt"  # nbgrader's name for the time at which a sheet was handed in
 
@@ -108,22 +108,27 @@ def moment(what: str, text: str) -> datetime:
     raise ValueError(f"{what}: {text!r} is no moment; write the day, the time and its zone as 2026-07-01T23:59+02:00")
 
 
-def late(path: Path, due: datetime) -> list[str]:
-    """By how much the notebook was handed in after `due`, as the file timestamp.txt beside it says."""
+def late(path: Path, due: datetime) -> tuple[float, list[str]]:
+    """By how many days a notebook was handed in after `due`, as the file timestamp.txt beside it says; and remarks."""
     stamp = path.with_name(STAMP)
     if not stamp.exists():
-        return [f"no {STAMP} says when it was handed in"]
+        return 0.0, [f"no {STAMP} says when it was handed in"]
     try:
         delay = moment(STAMP, stamp.read_text("utf-8").strip()) - due
     except ValueError as error:
-        return [str(error)]
-    return [f"late by {delay}"] if delay.total_seconds() > 0 else []
+        return 0.0, [str(error)]
+    return max(0.0, delay / timedelta(days=1)), [f"late by {delay}"] if delay > timedelta(0) else []
 
 
 def for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
     """The table with an apostrophe before each text that a spreadsheet would compute as a formula."""
     formula = re.compile("[=+@\t\r\n＝＋－＠-]")
     return table.map(lambda value: f"'{value}" if isinstance(value, str) and formula.match(value) else value)
+
+
+def nbgrader_id(student: str) -> str:
+    """The student's name in nbgrader, which would look for a pattern where it has one of these characters."""
+    return re.sub(r"[*?[]", lambda found: f"%{ord(found[0]):X}", student)
 
 
 def _text(name: str) -> str:

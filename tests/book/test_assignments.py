@@ -1,6 +1,7 @@
 """The assignments: releases give nothing away, and marks go to those who solved them."""
 
 import copy
+import html
 import json
 import os
 import re
@@ -16,7 +17,8 @@ import pytest
 import yaml
 from nbgrader.api import Gradebook
 
-from genlib.book.assignments import EXAMPLES, example, grade, grades, main, release
+from genlib.book.assignments import EXAMPLES, example, grade, main, release
+from genlib.book.points import grades
 from genlib.book.sheets import HIDDEN, HOME, ROOT, marks, points_table, read, replace_cells, sheets
 
 AUTOMATIC = ("kernel-public", "kernel-hidden", "experiment-public", "experiment-hidden")
@@ -117,8 +119,8 @@ def test_marks_go_to_those_who_solved_it(name, tmp_path):
     assert [table.loc["hard-coded", id] for id in public] == [most[id] for id in public]
     assert (table.loc["hard-coded", hidden] == 0).all()
     assert table.remarks.to_dict() == {kind: "not signed" if kind == "blank" else "" for kind in GRADED[name]}
-    totals = pd.read_csv(tmp_path / "course/lms.csv", index_col="student")
-    assert totals.total.to_dict() == totals[name].to_dict() == table.points.to_dict()
+    exported = pd.read_csv(tmp_path / "course/moodle.csv", index_col="ID number")
+    assert exported[name].to_dict() == table.total.to_dict() == table.points.to_dict()
 
 
 def _half_done(student):
@@ -143,6 +145,7 @@ def one_sweep(*arguments):
     warnings.warn("slow")
     logging.error("slow")
     print("50%", file=sys.stderr)
+    print("x" * 1_000_000)
     return quiet(*arguments)"""
     yield "[ab]*", "new/Copy of 01_Memorization.ipynb", loud
     moved = _half_done("'=1+1'")
@@ -158,6 +161,7 @@ def one_sweep(*arguments):
     for student, source in (
         ("endless", "while True:\n    pass"),
         ("quitting", "import os\n\nos._exit(1)"),
+        ("killing", "import os\n\nos.kill(os.getppid(), 9)"),
         ("borrowed", 'STUDENT_ID = "somebody else"'),
     ):
         bad = example("blank", FIRST)
@@ -173,16 +177,18 @@ def one_sweep(*arguments):
     yield os.fsdecode(b"M\xfcller"), f"{FIRST}.ipynb", "no notebook"
 
 
-def test_odd_submissions_are_graded_as_far_as_they_go(tmp_path):
+def test_odd_submissions_are_graded_as_far_as_they_go(tmp_path, capsys):
     for student, file, content in _odd_submissions():
         path = tmp_path / "submitted" / student / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
     (tmp_path / "submitted/nothing").mkdir()
     with pytest.raises(ValueError, match=r"^not graded, .*: late/homework.ipynb$"):
-        _grade(tmp_path, {}, FIRST, "--timeout", 5)
+        _grade(tmp_path, {}, FIRST, "--timeout", 30, "--workers", 3)
+    assert capsys.readouterr().err.count("\n") == 1  # a line of progress
     table = pd.read_csv(tmp_path / "course/grades.csv", index_col="student", keep_default_na=False)
-    students = ["4711", "[ab]*", "'=1+1", "endless", "quitting", "borrowed", "torn", "strange", "late", "nothing"]
+    students = ["4711", "[ab]*", "'=1+1", "endless", "quitting", "killing", "borrowed"]
+    students += ["torn", "strange", "late", "nothing"]
     assert sorted(table.index) == sorted([*students, "M\\udcfcller"])
     full = _most(FIRST)["kernel-public"] + _most(FIRST)["kernel-hidden"]
     assert {student: points for student, points in table.points.items() if points} == dict.fromkeys(students[:3], full)
@@ -195,6 +201,7 @@ def test_odd_submissions_are_graded_as_far_as_they_go(tmp_path):
     assert remarks["endless"] == f"not signed; {deleted}"
     assert remarks["borrowed"] == f"signed 'somebody else'; {deleted}"
     assert remarks["quitting"].startswith("could not be graded: ") and "DeadKernelError" in remarks["quitting"]
+    assert remarks["killing"].endswith("ended the process that graded it, with exit code -9")
     for student in ("torn", "strange", "M\\udcfcller"):
         assert remarks[student].startswith("could not be graded: ")
     assert remarks["late"] == "nothing handed in; but homework.ipynb"
@@ -202,6 +209,14 @@ def test_odd_submissions_are_graded_as_far_as_they_go(tmp_path):
     assert '"\'=1+1"' in (tmp_path / "course/grades.csv").read_text("utf-8")
     outputs = marks(read(tmp_path / "course/autograded/endless", FIRST))["student"].outputs
     assert any(output.get("ename") in ("CellTimeoutError", "KeyboardInterrupt") for output in outputs)
+    (loud,) = (tmp_path / "course/autograded").glob(f"*ab*/{FIRST}/{FIRST}.ipynb")
+    assert "… (cut)" in loud.read_text("utf-8") and loud.stat().st_size < 500_000
+    for folder in (tmp_path / "submitted").iterdir():
+        if folder.name not in ("4711", "quitting", "torn"):
+            shutil.rmtree(folder)
+    again = grade([FIRST], tmp_path / "submitted", tmp_path / "again", timeout=30, workers=1).set_index("student")
+    columns = [column for column in table if column != "remarks"]
+    assert (again[columns] == table.loc[again.index, columns]).all(axis=None) and len(again) == 3
 
 
 def test_assignment_that_nobody_handed_in_makes_no_rows_and_an_empty_folder_takes_no_marks(tmp_path):
@@ -217,23 +232,51 @@ def test_assignment_that_nobody_handed_in_makes_no_rows_and_an_empty_folder_take
     assert again.remarks.to_dict() == dict.fromkeys(["ada", "bob"], table.remarks["ada"])
 
 
-def test_private_tests_take_the_place_of_public_ones_until_graded_again(tmp_path):
+def _text(page):
+    return html.unescape(re.sub(r"<[^>]*>", "", page.read_text("utf-8")))
+
+
+def test_private_tests_penalty_and_feedback_of_a_course_that_is_graded_again(tmp_path):
     overlay = tmp_path / "overlay"
     shutil.copytree(HOME / "overlay_template", overlay)
     (overlay / FIRST / "experiment-hidden.py").write_text(f"{HIDDEN}\nassert False\n### END HIDDEN TESTS\n")
     (tmp_path / "submitted/right").mkdir(parents=True)
     (tmp_path / "submitted/right/timestamp.txt").write_text("2026-07-02T00:00+02:00")
-    table = _grade(tmp_path, {"right": example("right", FIRST)}, FIRST, "--overlay", overlay, "--due", DUE)
+    nosy = example("right", FIRST)
+    nosy.cells.append(nbformat.v4.new_code_cell("print(*In)"))
+    late = ("--due", DUE, "--penalty", "10%/day")
+    table = _grade(tmp_path, {"right": nosy}, FIRST, "--overlay", overlay, *late)
     assert table.loc["right", "remarks"] == "late by 0:01:00"
+    assert table.loc["right", "penalty"] == 10
+    assert table.loc["right", "total"] == table.loc["right", "points"] - 10
     assert table.loc["right", "kernel-hidden"] == _most(FIRST)["kernel-hidden"]
     assert table.loc["right", "experiment-hidden"] == 0
     assert "Private tests" in marks(read(tmp_path / "course/autograded/right", FIRST))["kernel-hidden"].source
     with Gradebook(f"sqlite:///{tmp_path / 'course/gradebook.db'}") as gradebook:
         gradebook.find_grade("question", FIRST, FIRST, "right").manual_score = 7
+        gradebook.find_comment("question", FIRST, FIRST, "right").manual_comment = "Well seen."
         gradebook.db.commit()
+    main(["feedback", str(tmp_path / "course")])
+    page = _text(tmp_path / f"course/feedback/right/{FIRST}/{FIRST}.html")
+    given = "\n".join(cell.source for cell in (*read(HOME / "release", FIRST).cells, *nosy.cells))
+    graded = read(tmp_path / "course/autograded/right", FIRST)
+    tests = [marks(notebook)[id].source for notebook in (graded, read(HOME / "source", FIRST)) for id in AUTOMATIC]
+    lines = {line.strip() for test in tests for line in test.splitlines() if len(line) > 25}
+    hidden = {line for line in lines if line not in given}
+    assert len(hidden) > 10 and "Private tests" in str(graded.cells[-1].outputs)
+    assert not [line for line in hidden if line in page]
+    assert len(lines - hidden) > 2 and all(line in page for line in lines - hidden)
+    assert all(line in page for line in marks(nosy)["kernel"].source.splitlines())
+    points = table.loc["right", "points"] + 7
+    assert "Well seen." in page and "Late submission penalty (Score: -10.0)" in page
+    assert f"{FIRST} (Score: {points - 10} / 100.0)" in page
+    main(["totals", str(tmp_path / "course"), "--penalty", "100%/day"])
+    table = pd.read_csv(tmp_path / "course/grades.csv", index_col="student")
+    assert table.loc["right", ["points", "penalty", "total"]].tolist() == [points, points, 0]
     table = _grade(tmp_path, {"right": example("right", FIRST)}, FIRST)  # graded again, with the public tests
     assert table.loc["right", "experiment-hidden"] == _most(FIRST)["experiment-hidden"]
     assert table.loc["right", "question"] == 7
+    assert table.loc["right", "remarks"] == "late by 0:01:00" and table.loc["right", "total"] == 0
 
 
 def test_template_of_the_overlay_fits():
@@ -290,7 +333,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match=f"submitted holds submissions to {sheets()[1]}, not to {FIRST}"):
         grade([FIRST], tmp_path / "submitted", course)
     for names, due, fault in (
-        ([FIRST], "1 July", "due: '1 July' is no moment"),
+        ([sheets()[1]], "1 July", "due: '1 July' is no moment"),
         (sheets(), DUE, "due: one moment for 7"),
     ):
         with pytest.raises(ValueError, match=fault):

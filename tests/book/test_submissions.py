@@ -238,16 +238,19 @@ def test_what_is_late_is_told(tmp_path):
     due = moment("due", "2026-07-01T23:59+02:00")
     assert due == datetime(2026, 7, 1, 21, 59, tzinfo=UTC)
     path, stamp = tmp_path / "sheet.ipynb", tmp_path / "timestamp.txt"
-    assert late(path, due) == ["no timestamp.txt says when it was handed in"]
+    assert late(path, due) == (0, ["no timestamp.txt says when it was handed in"])
     for text, expected in (
-        ("2026-07-01T21:59+00:00\n", []),
-        ("2026-07-02T00:00+02:00", ["late by 0:01:00"]),
-        ("2026-07-01T23:59-02:00", ["late by 4:00:00"]),
+        ("2026-07-01T21:59+00:00\n", (0, [])),
+        ("2026-06-01T21:59+00:00\n", (0, [])),
+        ("2026-07-02T00:00+02:00", (1 / 1440, ["late by 0:01:00"])),
+        ("2026-07-01T23:59-02:00", (4 / 24, ["late by 4:00:00"])),
+        ("2026-07-03T23:59+02:00", (2, ["late by 2 days, 0:00:00"])),
     ):
         stamp.write_text(text)
         assert late(path, due) == expected
     stamp.write_text("yesterday")
-    assert late(path, due)[0].startswith("timestamp.txt: 'yesterday' is no moment")
+    days, (said,) = late(path, due)
+    assert days == 0 and said.startswith("timestamp.txt: 'yesterday' is no moment")
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-ada", "@ada", "\t=1", "＝1"])
