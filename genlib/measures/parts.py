@@ -160,7 +160,10 @@ PARTS = {
         ),
         lambda room: times(2, 1)(room) + 80 * 4 * 50 * room.row + 2048 * room.of_sample,
     ),
-    "trace": Part(lambda size: size.products(30) if size.exact_trace is None else size.exact_trace, times(24, 4)),
+    "trace": Part(
+        lambda size: size.products(min(30, size.parameters)) if size.exact_trace is None else size.exact_trace,
+        times(34, 4),
+    ),
     "eigenpairs": Part(
         lambda size: size.products(size.eigenpairs),
         lambda room: times(10 + 2 * room.k, 4)(room) + 60 * min(room.weights, 2**16),  # 2¹³ columns are combined
