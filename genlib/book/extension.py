@@ -8,6 +8,7 @@ where none was, a link to the chapter takes the figure's place.
 import base64
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -92,7 +93,8 @@ def filled(root: Path, page: str, text: str) -> str:
 def write_figures(root: Path) -> None:
     """chapters/figures/<name>: every named figure of the executed chapters, and those drawn from records."""
     folder = root / "chapters/figures"
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # a figure of an earlier build would pass for one of this
+    folder.mkdir()
     if (root / "chapters/claims").exists():
         draw_effects(_ledger(root), folder / "effects.svg")
     draw_speed(timings()["rows"], folder / "speed.svg")
@@ -118,7 +120,7 @@ def _named_figures(path: Path) -> Iterator[tuple[str, nbformat.NotebookNode]]:
 
 def _borrowed(root: Path, figure: re.Match) -> str:
     """The figure, or a link to the chapter that draws it where that wasn't executed."""
-    chapter = _chapter_of(root, figure[1])
+    chapter = _drawn_in(root).get(figure[1])
     if chapter is None or any((root / "chapters/figures").glob(f"{figure[1]}.*")):
         return figure[0]
     return f"The figure that belongs here is drawn in [](<{chapter.name}>)."
@@ -126,7 +128,7 @@ def _borrowed(root: Path, figure: re.Match) -> str:
 
 def _refer_to_chapter(app: Sphinx, env: BuildEnvironment, node: nodes.Element, text: nodes.Node) -> nodes.Node | None:
     """A figure that wasn't drawn has no number: what refers to it leads to its chapter."""
-    chapter = _chapter_of(Path(app.srcdir), node["reftarget"])
+    chapter = _drawn_in(Path(app.srcdir)).get(node["reftarget"])
     if chapter is None:
         return None
     page = f"chapters/{chapter.stem}"
@@ -136,8 +138,9 @@ def _refer_to_chapter(app: Sphinx, env: BuildEnvironment, node: nodes.Element, t
 
 
 @cache
-def _chapter_of(root: Path, figure: str) -> Path | None:
-    return next((path for path in chapters(root) if figure in dict(_named_figures(path))), None)
+def _drawn_in(root: Path) -> dict[str, Path]:
+    """The chapter of each figure."""
+    return {name: path for path in chapters(root) for name, _ in _named_figures(path)}
 
 
 def _fill(app: Sphinx, page: str, source: list[str]) -> None:

@@ -268,8 +268,12 @@ def test_the_figure_of_effects_is_drawn_and_repeats(tmp_path, decide):
 
 
 def test_named_figures_are_written(root):
+    stale = root / "chapters/figures/fig-of-before.svg"
+    stale.parent.mkdir()
+    stale.write_text("<svg/>")
     write_figures(root)
     assert (root / "chapters/figures/landing.png").read_bytes() == b"pixels"
+    assert not stale.exists()
 
 
 @pytest.fixture
